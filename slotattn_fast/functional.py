@@ -1,0 +1,128 @@
+"""`slot_attention`: Slot Attention as a function of its inputs, its initial slots and its parameters."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import operators, torch_backend
+from .kernels import why_not
+from .slot_update import Settings, fold
+from .validation import NOT_ITERATED, autocast_enabled, check_settings, check_tensors
+
+BACKENDS = ("auto", "triton", "torch")
+
+
+class Backend(NamedTuple):
+    """Which backend a call takes ("triton" or "torch"), and why."""
+
+    name: str
+    reason: str
+
+
+def slot_attention(
+    inputs: Tensor,
+    slots: Tensor,
+    params: Mapping[str, Tensor],
+    *,
+    iters: int = 3,
+    eps: float = 1e-8,
+    heads: int = 1,
+    scale: float | None = None,
+    norm_eps: float = 1e-5,
+    softmax_over: str = "slots",
+    aggregation: str = "mean",
+    eps_in: str = "numerator",
+    mask: Tensor | None = None,
+    slot_mask: Tensor | None = None,
+    return_attn: bool | str = False,
+    attn_over: str = "slots",
+    return_all_slots: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Slot Attention, Algorithm 1 of Locatello et al. (2020), from given initial slots.
+
+    B images, N inputs of width D_in, K slots of width D, T iterations, h heads.
+
+    Args:
+        inputs: [B, N, D_in]; float64, float32, bfloat16 or float16. Half types are computed in float32.
+        slots: the initial slots [B, K, D].
+        params: by the names of `SlotAttention`'s parameters, such as dict(module.named_parameters()). A layer whose
+            parameters are absent is left out: no "gru.*", no GRU, and so on.
+        iters, eps, heads, scale, norm_eps, softmax_over, aggregation, eps_in: as in `SlotAttention`.
+        mask: bool [B, N], True where an input takes part. A masked input weighs nothing, gets no gradient and may hold
+            anything, NaN too.
+        slot_mask: bool [B, K], True where a slot takes part. A masked slot gets no attention and stays as it was.
+        return_attn: True or "last": also the attention of the last iteration; "all": that of every iteration.
+        attn_over: "slots": the softmax over the slots. "inputs": the weights of the aggregation, which in a weighted
+            mean sum to 1 over the inputs.
+        return_all_slots: the slots after every iteration instead of the last ones.
+        backend: "auto", "triton" or "torch"; see `explain_backend`.
+
+    Returns:
+        slots [B, K, D], or [T, B, K, D] with return_all_slots. With return_attn a pair of them and the attention
+        [B, K, N], or [B, h, K, N] if `params` combines heads; with "all", [T, ...]. The dtype is that of `slots`. All
+        of it is differentiable, and that twice.
+
+    Raises:
+        ValueError: a shape, size or setting does not fit. TypeError: a type does not. The message names the argument,
+            what came and what was expected. RuntimeError: the named backend cannot serve the call; it says why.
+    """
+    check_settings(
+        *(iters, eps, norm_eps, return_attn),
+        softmax_over=softmax_over,
+        aggregation=aggregation,
+        eps_in=eps_in,
+        attn_over=attn_over,
+    )
+    check_tensors(inputs, slots, params, heads, mask, slot_mask)
+    explain_backend(inputs, backend)  # raises where a named backend cannot serve the call
+    K, D = slots.shape[1:]
+    if scale is None:
+        scale = (len(params["to_q.weight"]) // heads if "to_q.weight" in params else D) ** -0.5
+    s = Settings(iters, heads, eps, norm_eps, aggregation, eps_in, "norm_input.weight" in params)
+
+    with torch.autocast(inputs.device.type, enabled=False) if autocast_enabled(inputs) else nullcontext():
+        iterated = {name: p for name, p in params.items() if name not in NOT_ITERATED}
+        w = fold(iterated, slots, heads, scale)
+        arguments = (mask, slot_mask, w, s)
+        if _needs_composite(softmax_over, aggregation):
+            states = torch_backend.composite(inputs, slots, *arguments, softmax_over).to(slots.dtype)
+        else:
+            states = operators.run(inputs, slots, *arguments)
+        last = states[-1] if iters else slots
+        result = states if return_all_slots else last
+        if not return_attn:
+            return result
+        before = [slots, *states.unbind()][:-1] if return_attn == "all" else [states[-2] if iters > 1 else slots]
+        maps = [torch_backend.attention_maps(inputs, x, *arguments, softmax_over, attn_over) for x in before]
+        attn = torch.stack(maps) if maps else slots.new_empty(0, len(slots), heads, K, inputs.shape[1])
+        attn = attn if return_attn == "all" else attn[0]
+        return result, attn if "combine_heads.weight" in params else attn.squeeze(-3)
+
+
+def explain_backend(inputs: Tensor, backend: str = "auto") -> Backend:
+    """Which backend a call with these inputs takes, and why.
+
+    "auto" decides from the device and dtype of the inputs alone, never by trying.
+
+    Raises:
+        ValueError: no such backend. RuntimeError: "triton" cannot serve the call; the message says why.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    if backend == "torch":
+        return Backend("torch", "it was asked for")
+    reason = why_not(inputs.device.type)
+    if backend == "triton":
+        raise RuntimeError(f'backend="triton" cannot serve this call: {reason}; use backend="auto" or "torch"')
+    return Backend("torch", reason)
+
+
+def _needs_composite(softmax_over: str, aggregation: str) -> bool:
+    """Whether a call goes through PyTorch's own autograd: two ablations, and the transforms of torch.func."""
+    if softmax_over == "inputs" or aggregation == "sum_norm":
+        return True
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()

@@ -1,0 +1,1 @@
+"""The paper's training pipelines: configuration, schedule, checkpoints, the loop, and one file for each task."""

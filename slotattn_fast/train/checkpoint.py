@@ -1,0 +1,82 @@
+"""Checkpoints: model, optimiser and step, written atomically, the newest two kept, never unpickled on loading."""
+
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from slotattn_fast.train.atomic import atomic_write
+from slotattn_fast.train.errors import RunError
+
+FORMAT = 1
+KEEP = 2
+
+
+class CheckpointError(RunError):
+    """A checkpoint that cannot be used. The message names the file and says why."""
+
+
+class Checkpoint(NamedTuple):
+    """What a run needs to go on after `step` finished steps."""
+
+    step: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Writes `folder/step-XXXXXXXX.pt`, then removes all but the newest two checkpoints up to that step.
+
+    Checkpoints of later steps go too: they are there only if they were damaged and the run went back before them.
+    An error while writing (a full disk, say) leaves the older checkpoints as they were.
+    """
+    path = folder / f"step-{checkpoint.step:08d}.pt"
+    with atomic_write(path) as file:
+        torch.save({"format": FORMAT, **checkpoint._asdict()}, file)
+    saved = paths(folder)
+    newest = [old for old in saved if old <= path][-KEEP:]
+    for old in saved:
+        if old not in newest:
+            old.unlink()
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads one checkpoint on to the CPU. Raises `CheckpointError` if it is damaged or of another format."""
+    try:
+        # torch.load does not compare the checksums that torch.save wrote; the zip reader does.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise CheckpointError(f"{path}: damaged (wrong checksum in {damaged})")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # damaged bytes make the readers raise nearly anything
+        raise CheckpointError(f"{path}: damaged or unreadable ({type(error).__name__})") from error
+    if not isinstance(state, dict) or state.pop("format", None) != FORMAT or set(state) != set(Checkpoint._fields):
+        raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}")
+    return Checkpoint(**state)
+
+
+def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that can be read, and one line for each newer one that had to be passed over.
+
+    Returns None for the checkpoint if the folder holds none at all. Raises `CheckpointError` if it holds some and all
+    are damaged.
+    """
+    passed_over: list[str] = []
+    for path in reversed(paths(folder)):
+        try:
+            return load(path), passed_over
+        except CheckpointError as error:
+            passed_over.append(str(error))
+    if passed_over:
+        raise CheckpointError(f"no usable checkpoint: {'; '.join(passed_over)}")
+    return None, passed_over
+
+
+def paths(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest step first."""
+    return sorted(folder.glob("step-*.pt"))

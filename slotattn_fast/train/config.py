@@ -1,0 +1,117 @@
+"""What a training run is made of, as plain data, and the presets. Imports neither torch nor the models."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+TaskName = Literal["discovery"]
+DataSet = Literal["tetrominoes"]
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["32-true", "bf16-mixed"]
+BackendName = Literal["auto", "triton", "torch"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Raises ValueError or TypeError, naming the field, for a value that cannot be used."""
+
+    task: TaskName
+    """Which pipeline: "discovery"."""
+    data: DataSet
+    """Data set: "tetrominoes"."""
+    preset: str
+    """The preset the run started from."""
+    steps: int
+    """Training steps."""
+    batch_size: int
+    """Images a step."""
+    lr: float
+    """Learning rate that the warm-up ends at."""
+    warmup_steps: int
+    """Steps of linear warm-up from 0."""
+    decay_steps: int
+    """Steps in which the learning rate halves."""
+    precision: Precision
+    """Lightning Fabric's name: "32-true", or "bf16-mixed" for bfloat16 autocast."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the model's configuration that differ from its defaults; all of them in a run's config.json."""
+    seed: int = 0
+    """Of the weights, the scenes and the slot noise."""
+    device: Device = "auto"
+    """"cpu", "cuda", or "auto": CUDA where there is one."""
+    log_every: int = 50
+    """Steps from one reading of the loss to the next."""
+    image_every: int = 1000
+    """Steps from one picture in images/ to the next."""
+    checkpoint_every: int = 500
+    """Steps from one checkpoint to the next."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("steps", 1),
+            ("batch_size", 1),
+            ("warmup_steps", 0),
+            ("decay_steps", 1),
+            ("seed", 0),
+            ("log_every", 1),
+            ("image_every", 1),
+            ("checkpoint_every", 1),
+        ):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}")
+        if type(self.lr) not in (int, float) or not 0 < self.lr < math.inf:
+            raise ValueError(f"lr: got {self.lr!r}, expected a finite number above 0")
+        for name, choices in (
+            ("task", get_args(TaskName)),
+            ("data", get_args(DataSet)),
+            ("device", get_args(Device)),
+            ("precision", get_args(Precision)),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")
+
+
+def from_json(values: Mapping[str, Any]) -> TrainConfig:
+    """The configuration that `dataclasses.asdict` turned into `values`, after a journey through JSON.
+
+    Raises ValueError for a field that is missing, unknown or of a value that cannot be used.
+    """
+    known, came = {f.name for f in fields(TrainConfig)}, set(values)
+    if known != came:
+        raise ValueError(f"fields missing: {sorted(known - came)}, unknown: {sorted(came - known)}")
+    model = {name: tuple(v) if isinstance(v, list) else v for name, v in values["model"].items()}
+    return TrainConfig(**{**values, "model": model})
+
+
+# The paper's section 4.1 and appendix E, with the authors' released settings.
+PAPER_TETROMINOES = TrainConfig(
+    task="discovery",
+    data="tetrominoes",
+    preset="tetrominoes",
+    steps=500_000,
+    batch_size=64,
+    lr=4e-4,
+    warmup_steps=10_000,
+    decay_steps=100_000,
+    precision="32-true",
+    image_every=10_000,
+    checkpoint_every=2_000,
+)
+
+QUICK = TrainConfig(
+    task="discovery",
+    data="tetrominoes",
+    preset="quick",
+    steps=4_000,
+    batch_size=32,
+    lr=1e-3,
+    warmup_steps=500,
+    decay_steps=4_000,
+    precision="bf16-mixed",
+    model={},
+)
+
+PRESETS = {config.preset: config for config in (QUICK, PAPER_TETROMINOES)}

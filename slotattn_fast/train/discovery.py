@@ -1,0 +1,189 @@
+"""Object discovery (paper section 4.1): train the auto-encoder on images alone, measure FG-ARI, draw the slots."""
+
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from slotattn_fast import explain_backend
+from slotattn_fast.data.synthetic.tetrominoes import sample_tetrominoes
+from slotattn_fast.metrics.ari import fg_ari
+from slotattn_fast.models.discovery import DiscoveryConfig, DiscoveryOutput, ObjectDiscovery
+from slotattn_fast.report.figures import draw_slots
+from slotattn_fast.train import run_folder
+from slotattn_fast.train.atomic import atomic_write
+from slotattn_fast.train.config import TrainConfig
+from slotattn_fast.train.environment import environment, resolve_device
+from slotattn_fast.train.errors import RunError
+from slotattn_fast.train.loop import EVAL_DATA, EVAL_NOISE, TRAIN_DATA, fit, seed_of
+
+EVAL_SCENES = 320
+EVAL_BATCH = 32
+# Every run of every seed is measured on the same scenes, with the same slot noise.
+EVAL_SEED = 0
+DRAWN_SCENES = 7
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What the training loop asks of a task (`loop.Task`)."""
+
+    config: TrainConfig
+
+    def batch(self, step: int) -> Tensor:
+        images, _ = _scenes(self.config.seed, TRAIN_DATA, step, self.config.batch_size)
+        return images
+
+    def loss(self, model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+        images = to_model(images)
+        return nn.functional.mse_loss(model(images, generator=generator).reconstruction, images)
+
+    def draw(self, model: nn.Module, path: Path) -> None:
+        draw(model, path)
+
+
+def create(config: TrainConfig, run: Path) -> None:
+    """Makes the folder of a new run, ready for `train`.
+
+    Raises ValueError for a model that cannot be built, and `RunError` if the device is not there, the backend cannot
+    run on it, or the folder exists already; nothing is written then.
+    """
+    device = resolve_device(config.device)
+    model = DiscoveryConfig(**config.model)
+    try:
+        explain_backend(torch.empty(1, 1, 1, device=device), model.backend)
+    except RuntimeError as error:
+        raise RunError(str(error)) from error
+    config = replace(config, model=asdict(model))
+    run_folder.create(run, config, environment(device))
+
+
+def train(run: Path) -> dict[str, Any]:
+    """Trains a run from its newest checkpoint, or from the start if there is none, and returns its evaluation.
+
+    On a CPU a run that was stopped ends with bit by bit the weights of one that was not. Raises `RunError` if the
+    folder or the device cannot be used or the run is complete, and what `loop.fit` raises.
+    """
+    config = run_folder.read_config(run)
+    if (run / "eval.json").exists():
+        raise RunError(f"{run}: complete after {config.steps} steps; `slotattn eval {run}` measures it again")
+    device = resolve_device(config.device)
+    torch.manual_seed(config.seed)
+    model = _build(config, run)
+    fabric = Fabric(accelerator=device, devices=1, precision=config.precision)
+    fit(fabric, model, Discovery(config), config, run)
+    with atomic_write(run / "model.safetensors") as file:
+        file.write(safetensors.torch.save({name: t.contiguous() for name, t in model.state_dict().items()}))
+    draw(model, run / "slots.png")
+    result = measure(model)
+    run_folder.write_json(run / "eval.json", result)
+    return result
+
+
+def evaluate(run: Path, device: str | None = None) -> dict[str, Any]:
+    """Measures a complete run again, writes its eval.json and returns it. `device` takes the place of the run's own."""
+    model = _load(run, device)
+    result = measure(model)
+    run_folder.write_json(run / "eval.json", result)
+    return result
+
+
+def show(run: Path, device: str | None = None) -> Path:
+    """Draws slots.png of a complete run again and returns its path."""
+    model = _load(run, device)
+    path = run / "slots.png"
+    draw(model, path)
+    return path
+
+
+def measure(model: nn.Module) -> dict[str, Any]:
+    """FG-ARI and reconstruction error on held-out scenes, in float32 (paper section 4.1).
+
+    Returns fg_ari (mean over the scenes that count), scenes, left_out (scenes without a foreground pixel), mse (mean
+    over all elements, images in -1..1) and seconds.
+    """
+    began = time.perf_counter()
+    scores, errors = [], []
+    for batch in range(EVAL_SCENES // EVAL_BATCH):
+        images, labels, output = _held_out(model, batch, EVAL_BATCH)
+        scores.append(fg_ari(output.masks.squeeze(2).argmax(1), labels))
+        errors.append((output.reconstruction - images).square().mean(dtype=torch.float64))
+    score = torch.cat(scores)
+    counted = ~score.isnan()
+    return {
+        "fg_ari": score[counted].mean().item(),
+        "scenes": EVAL_SCENES,
+        "left_out": int((~counted).sum()),
+        "mse": torch.stack(errors).mean().item(),
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+
+
+def draw(model: nn.Module, path: Path) -> None:
+    """Writes a PNG of the first held-out scenes, as the model takes them apart."""
+    images, labels, output = _held_out(model, 0, DRAWN_SCENES)
+    with atomic_write(path) as file:
+        draw_slots(
+            file,
+            images=_channels_last(images),
+            reconstructions=_channels_last(output.reconstruction),
+            rgb=_channels_last(output.rgb),
+            masks=output.masks.squeeze(2).cpu().numpy(),
+            true_labels=labels.cpu().numpy(),
+        )
+
+
+def to_model(images: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] in -1..1, in channels-last order in memory."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _load(run: Path, device: str | None) -> nn.Module:
+    """The trained model of a complete run, on `device` or the run's own."""
+    config = run_folder.read_config(run)
+    path = run / "model.safetensors"
+    if not path.exists():
+        raise RunError(f"{run}: not trained to its end; `slotattn train resume {run}` goes on with it")
+    model = _build(config, run)
+    try:
+        model.load_state_dict(safetensors.torch.load(path.read_bytes()))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{path}: damaged, or not of this run ({reason}); restore it or train again") from error
+    return model.to(resolve_device(device or config.device))
+
+
+def _build(config: TrainConfig, run: Path) -> nn.Module:
+    try:
+        model_config = DiscoveryConfig(**config.model)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{run / 'config.json'}: damaged ({error}); restore it or train again") from error
+    model = ObjectDiscovery(model_config)
+    # Convolutions are faster in this order. (PyTorch's annotations of `to` forgot the argument.)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _scenes(seed: int, use: int, step: int, count: int) -> tuple[Tensor, Tensor]:
+    images, labels = sample_tetrominoes(np.random.default_rng([seed, use, step]), count)
+    return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+def _held_out(model: nn.Module, batch: int, count: int) -> tuple[Tensor, Tensor, DiscoveryOutput]:
+    """Images, true labels and what the model makes of them, in float32, on the model's device."""
+    device = next(model.parameters()).device
+    images, labels = _scenes(EVAL_SEED, EVAL_DATA, batch, count)
+    generator = torch.Generator(device).manual_seed(seed_of(EVAL_SEED, EVAL_NOISE, batch))
+    inputs = to_model(images.to(device))
+    with torch.no_grad():
+        return inputs, labels.to(device), model(inputs, generator=generator)
+
+
+def _channels_last(images: Tensor) -> NDArray[np.float32]:
+    return images.movedim(-3, -1).cpu().numpy()

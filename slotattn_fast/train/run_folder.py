@@ -1,0 +1,69 @@
+"""The folder of a run: made once, never overwritten, read back with an error that says what to do.
+
+    config.json  env.json  metrics.csv  tb/  checkpoints/  images/  model.safetensors  slots.png  eval.json
+
+The first six appear when the run starts, the last three when its training is done; eval.json is written last.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from slotattn_fast.train.atomic import atomic_write
+from slotattn_fast.train.config import TrainConfig, from_json
+from slotattn_fast.train.errors import RunError
+
+FORMAT = 1
+"""Written to config.json; raised whenever a run folder of an older version could no longer be read rightly."""
+
+
+def create(run: Path, config: TrainConfig, environment: dict[str, Any]) -> None:
+    """Makes the folder with config.json and env.json. Raises `RunError` if there is anything of that name."""
+    try:
+        run.mkdir(parents=True)
+    except FileExistsError:
+        raise RunError(
+            f"{run}: exists already and is not overwritten; choose another --name, or continue it with "
+            f"`slotattn train resume {run}`"
+        ) from None
+    except OSError as error:
+        raise RunError(f"{run}: cannot be made ({error.strerror}); choose another --out or --name") from error
+    for folder in ("checkpoints", "images", "tb"):
+        (run / folder).mkdir()
+    write_json(run / "env.json", environment)
+    write_json(run / "config.json", {"format": FORMAT, **asdict(config)})
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The configuration of a run. Raises `RunError` for a folder that is missing, damaged or of another format."""
+    if not run.is_dir():
+        raise RunError(f"{run}: no such run folder; `slotattn train discovery` makes one")
+    values = read_json(run / "config.json")
+    found = values.pop("format", None)
+    if found != FORMAT:
+        raise RunError(
+            f"{run}: format {found!r}, expected {FORMAT}; use the version of slotattn-fast that its env.json names"
+        )
+    try:
+        return from_json(values)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise RunError(f"{run / 'config.json'}: damaged ({error}); restore it or train again") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a run. Raises `RunError` if it is missing or damaged."""
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"{path}: missing, so this is not a whole run folder; restore it or train again") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: damaged ({error}); restore it or train again") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: damaged (not a JSON object); restore it or train again")
+    return values
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write((json.dumps(values, indent=2) + "\n").encode())

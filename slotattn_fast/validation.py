@@ -1,0 +1,154 @@
+"""The checks of a call, one set for every backend: an error names the argument, what came and what was expected."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .reference import CHOICES
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Every layer of the iterations: its parameters and their shapes.
+LAYERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "norm_input": {"weight": ("D_in",), "bias": ("D_in",)},
+    "norm_slots": {"weight": ("D",), "bias": ("D",)},
+    "to_q": {"weight": ("inner", "D"), "bias": ("inner",)},
+    "to_k": {"weight": ("inner", "D_in"), "bias": ("inner",)},
+    "to_v": {"weight": ("inner", "D_in"), "bias": ("inner",)},
+    "combine_heads": {"weight": ("D", "inner"), "bias": ("D",)},
+    "norm_updates": {"weight": ("D",), "bias": ("D",)},
+    "gru": {"weight_ih": ("3 D", "D"), "weight_hh": ("3 D", "D"), "bias_ih": ("3 D",), "bias_hh": ("3 D",)},
+    "norm_pre_ff": {"weight": ("D",), "bias": ("D",)},
+    "mlp.0": {"weight": ("hidden", "D"), "bias": ("hidden",)},
+    "mlp.2": {"weight": ("D", "hidden"), "bias": ("D",)},
+}
+OPTIONAL = {"to_q.bias", "to_k.bias", "to_v.bias", "combine_heads.bias"}
+TOGETHER = [("to_q", "to_k", "to_v"), ("mlp.0", "mlp.2"), *((layer,) for layer in LAYERS)]
+NOT_ITERATED = ("slots_mu", "slots_logsigma")  # parameters of the modules that only make the initial slots
+
+
+def check_settings(iters: int, eps: float, norm_eps: float, return_attn: bool | str, **choices: str) -> None:
+    """Raise ValueError for a setting out of range; `choices` are settings of `CHOICES` or `attn_over`."""
+    if not isinstance(iters, int):
+        raise TypeError(f"iters must be an integer, got {iters!r}")
+    if iters < 0:
+        raise ValueError(f"iters must be at least 0, got {iters}")
+    if not (eps >= 0 and norm_eps >= 0):
+        raise ValueError(f"eps and norm_eps must not be negative, got eps={eps}, norm_eps={norm_eps}")
+    if return_attn not in (False, True, "last", "all"):
+        raise ValueError(f'return_attn must be False, True, "last" or "all", got {return_attn!r}')
+    if return_attn and return_attn != "all" and iters == 0:
+        raise ValueError(f"return_attn={return_attn!r} needs at least one iteration, got iters=0")
+    for name, value in choices.items():
+        allowed = CHOICES.get(name, ("slots", "inputs"))
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_inputs(inputs: Tensor, input_dim: int | None = None) -> None:
+    """Raise TypeError or ValueError unless inputs is a floating-point tensor [B, N, input_dim] with N of at least 1."""
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"inputs must be a tensor [B, N, D_in], got {type(inputs).__name__}")
+    if inputs.dtype not in FLOATS:
+        raise TypeError(f"inputs must be float64, float32, bfloat16 or float16, got {inputs.dtype}")
+    if inputs.dim() != 3:
+        raise ValueError(f"inputs must have 3 dimensions [B, N, D_in], got shape {list(inputs.shape)}")
+    if input_dim is not None and inputs.shape[2] != input_dim:
+        raise ValueError(f"inputs must have width {input_dim} (input_dim), got shape {list(inputs.shape)}")
+    if inputs.shape[1] == 0 or inputs.shape[2] == 0:
+        raise ValueError(f"inputs must have at least one input and one feature, got shape {list(inputs.shape)}")
+
+
+def check_slots(
+    slots: Tensor, inputs: Tensor, num_slots: int | None = None, dim: int | None = None, name: str = "slots_init"
+) -> None:
+    """Raise TypeError or ValueError unless the initial slots are a tensor [B, num_slots, dim], none of them 0."""
+    if not isinstance(slots, Tensor):
+        raise TypeError(f"{name} must be a tensor [B, K, D], got {type(slots).__name__}")
+    if slots.dim() != 3 or slots.shape[0] != inputs.shape[0]:
+        expected = f"[B, K, D] with B = {inputs.shape[0]} as in inputs"
+        raise ValueError(f"{name} must have shape {expected}, got {list(slots.shape)}")
+    if num_slots is not None and slots.shape[1] != num_slots:
+        raise ValueError(f"{name} must have {num_slots} slots (num_slots), got shape {list(slots.shape)}")
+    if dim is not None and slots.shape[2] != dim:
+        raise ValueError(f"{name} must have width {dim} (dim), got shape {list(slots.shape)}")
+    if slots.shape[1] == 0 or slots.shape[2] == 0:
+        raise ValueError(f"{name} must have at least one slot and one feature, got shape {list(slots.shape)}")
+
+
+def check_tensors(
+    inputs: Tensor,
+    slots: Tensor,
+    params: Mapping[str, Tensor],
+    heads: int,
+    mask: Tensor | None,
+    slot_mask: Tensor | None,
+) -> None:
+    """Raise TypeError or ValueError where shapes, dtypes or devices of a call's tensors do not fit together."""
+    check_inputs(inputs)
+    check_slots(slots, inputs, name="slots")
+    _check_params(params, slots.shape[2], inputs.shape[2], heads)
+    _check_dtypes(inputs, {"the initial slots": slots, **params})
+    for name, value, shape in (("mask", mask, inputs.shape[:2]), ("slot_mask", slot_mask, slots.shape[:2])):
+        if value is None:
+            continue
+        if not isinstance(value, Tensor) or value.dtype != torch.bool:
+            came = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{name} must be a bool tensor (True: takes part), got {came}")
+        if value.shape != shape:
+            axes = "[B, N]" if name == "mask" else "[B, K]"
+            raise ValueError(f"{name} must have shape {axes} = {list(shape)}, got {list(value.shape)}")
+        if value.device != inputs.device:
+            raise ValueError(f"{name} must be on {inputs.device} as inputs is, got {value.device}")
+
+
+def autocast_enabled(x: Tensor) -> bool:
+    """Whether torch.autocast is on for the device of x; some devices ("meta") know no autocast."""
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
+
+
+def _check_dtypes(inputs: Tensor, others: Mapping[str, Tensor]) -> None:
+    autocast = autocast_enabled(inputs)
+    for name, x in others.items():
+        if x.device != inputs.device:
+            raise ValueError(f"{name} must be on {inputs.device} as inputs is, got {x.device}")
+        if x.dtype not in FLOATS or (x.dtype != inputs.dtype and not autocast):
+            raise TypeError(
+                f"{name} must be {inputs.dtype} as inputs is, got {x.dtype}; convert one of them or use torch.autocast"
+            )
+
+
+def _check_params(params: Mapping[str, Tensor], D: int, D_in: int, heads: int) -> None:
+    if heads < 1:
+        raise ValueError(f"heads must be at least 1, got {heads}")
+    inner = params["to_q.weight"].shape[0] if "to_q.weight" in params else D
+    hidden = params["mlp.0.weight"].shape[0] if "mlp.0.weight" in params else D
+    sizes = {"D": D, "D_in": D_in, "inner": inner, "hidden": hidden, "3 D": 3 * D}
+    shapes = {
+        f"{layer}.{kind}": [sizes[size] for size in shape]
+        for layer, kinds in LAYERS.items()
+        for kind, shape in kinds.items()
+    }
+    for name, param in params.items():
+        if name in NOT_ITERATED:
+            continue
+        if name not in shapes:
+            raise ValueError(f"params has {name!r}, which is no parameter of SlotAttention")
+        if list(param.shape) != shapes[name]:
+            widths = f"input width {D_in}, slot width {D}"
+            raise ValueError(f"params[{name!r}] must have shape {shapes[name]} ({widths}), got {list(param.shape)}")
+    layers = {name.rsplit(".", 1)[0] for name in params}
+    for together in TOGETHER:
+        if layers & set(together):
+            needed = {f"{layer}.{kind}" for layer in together for kind in LAYERS[layer]} - OPTIONAL
+            missing = sorted(needed - set(params))
+            if missing:
+                raise ValueError(f"params lacks {', '.join(missing)}, which belong with the others of that layer")
+    if inner % heads != 0:
+        raise ValueError(f"heads must divide the projections' width {inner}, got heads={heads}")
+    if "combine_heads.weight" not in params and (heads > 1 or inner != D):
+        raise ValueError(
+            f"heads={heads} of projections of width {inner} need combine_heads.weight for slots of width {D}"
+        )
+    if "to_q.weight" not in params and D_in != D:
+        raise ValueError(f"without projections inputs and slots must be of one width, got {D_in} and {D}")

@@ -1,0 +1,337 @@
+"""The command line from end to end on a run of a few steps, and every failure as one line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+import slotattn_fast
+from slotattn_fast import cli
+from slotattn_fast.functional import BACKENDS
+from slotattn_fast.train import discovery
+from slotattn_fast.train.config import BackendName
+
+TINY = ["--steps", "3", "--batch-size", "2"]
+
+
+def _train(out: Path, name: str, *options: str) -> int:
+    return cli.main(["train", "discovery", *TINY, "--out", str(out), "--name", name, *options])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished run, shared; tests that change a run work on a copy of it."""
+    out = tmp_path_factory.mktemp("runs")
+    assert _train(out, "tiny") == 0
+    return out / "tiny"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "tiny")
+
+
+@pytest.fixture
+def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shorter evaluation, for tests of something else."""
+    monkeypatch.setattr(discovery, "EVAL_SCENES", discovery.EVAL_BATCH)
+
+
+def _files(run: Path) -> list[str]:
+    return sorted(str(path.relative_to(run)) for path in run.rglob("*"))
+
+
+def _contents(run: Path) -> dict[str, bytes]:
+    return {name: (run / name).read_bytes() for name in _files(run) if (run / name).is_file()}
+
+
+def _one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("slotattn: ")
+    return line
+
+
+def test_exactly_these_files(finished: Path) -> None:
+    assert [name for name in _files(finished) if "tfevents" not in name] == [
+        "checkpoints",
+        "checkpoints/step-00000003.pt",
+        "config.json",
+        "env.json",
+        "eval.json",
+        "images",
+        "images/step-00000003.png",
+        "metrics.csv",
+        "model.safetensors",
+        "slots.png",
+        "tb",
+    ]
+    assert len(list((finished / "tb").iterdir())) == 1
+
+
+def test_contents_of_the_run_folder(finished: Path) -> None:
+    config, env, result = (json.loads((finished / f"{name}.json").read_text()) for name in ("config", "env", "eval"))
+    assert (config["format"], config["preset"], config["steps"], config["batch_size"]) == (1, "quick", 3, 2)
+    assert (env["torch"], env["threads"], env["device"]) == (torch.__version__, torch.get_num_threads(), "cpu")
+    assert (result["scenes"], result["left_out"]) == (320, 0)
+    assert -1 <= result["fg_ari"] <= 1
+    assert result["mse"] > 0
+    assert (finished / "metrics.csv").read_text().splitlines()[0] == "step,loss,lr,images_per_second"
+    with Image.open(finished / "slots.png") as picture:
+        assert picture.width > picture.height > 500
+    assert (finished / "slots.png").stat().st_size < 500_000
+    weights = safetensors.torch.load_file(finished / "model.safetensors")
+    saved = torch.load(finished / "checkpoints" / "step-00000003.pt", weights_only=True)["model"]
+    assert weights.keys() == saved.keys()
+    assert all(torch.equal(weights[name], saved[name]) for name in weights)
+
+
+def test_eval_gives_the_same_number(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((run / "eval.json").read_text())
+    (run / "eval.json").unlink()
+    assert cli.main(["eval", str(run)]) == 0
+    after = json.loads((run / "eval.json").read_text())
+    for key in ("fg_ari", "mse", "scenes", "left_out"):
+        assert after[key] == before[key]
+    assert f"FG-ARI {before['fg_ari']:.4f} on 320 held-out scenes" in capsys.readouterr().out
+
+
+def test_show_draws_the_same_picture(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "slots.png").read_bytes()
+    (run / "slots.png").unlink()
+    assert cli.main(["show", str(run)]) == 0
+    assert (run / "slots.png").read_bytes() == before
+    assert capsys.readouterr().out == f"{run / 'slots.png'}\n"
+
+
+@pytest.mark.usefixtures("few_scenes")
+def test_options_override_the_preset(tmp_path: Path) -> None:
+    options = [
+        "--seed",
+        "5",
+        "--lr",
+        "1e-5",
+        "--num-slots",
+        "3",
+        "--iters",
+        "1",
+        "--device",
+        "cpu",
+        "--backend",
+        "torch",
+    ]
+    assert _train(tmp_path, "other", *options) == 0
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    assert (config["seed"], config["lr"], config["device"]) == (5, 1e-5, "cpu")
+    assert (config["model"]["num_slots"], config["model"]["iters"], config["model"]["backend"]) == (3, 1, "torch")
+
+
+@pytest.mark.usefixtures("few_scenes")
+def test_default_name(tmp_path: Path) -> None:
+    assert cli.main(["train", "discovery", "--steps", "1", "--batch-size", "1", "--out", str(tmp_path)]) == 0
+    (run,) = tmp_path.iterdir()
+    assert run.name.startswith("discovery-tetrominoes-20")
+
+
+def test_existing_folder_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = _contents(run)
+    assert _train(run.parent, "tiny") == 1
+    assert "exists already and is not overwritten" in _one_line(capsys)
+    assert _contents(run) == before
+
+
+@pytest.mark.parametrize("command", [["eval"], ["show"], ["train", "resume"]])
+def test_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert cli.main([*command, str(tmp_path / "absent")]) == 1
+    assert "no such run folder" in _one_line(capsys)
+    assert _files(tmp_path) == []
+
+
+def _no_config(run: Path) -> None:
+    (run / "config.json").unlink()
+
+
+def _half_a_config(run: Path) -> None:
+    path = run / "config.json"
+    path.write_text(path.read_text()[:100])
+
+
+def _other_format(run: Path) -> None:
+    path = run / "config.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+
+
+def _bad_value(run: Path) -> None:
+    path = run / "config.json"
+    path.write_text(path.read_text().replace('"steps": 3', '"steps": 0'))
+
+
+def _unknown_model_field(run: Path) -> None:
+    path = run / "config.json"
+    path.write_text(path.read_text().replace('"num_slots"', '"slots"'))
+
+
+def _truncated_weights(run: Path) -> None:
+    path = run / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _other_weights(run: Path) -> None:
+    (run / "model.safetensors").write_bytes(safetensors.torch.save({"weight": torch.zeros(2)}))
+
+
+def _unfinished(run: Path) -> None:
+    (run / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_no_config, "config.json: missing"),
+        (_half_a_config, "config.json: damaged"),
+        (_other_format, "format 2, expected 1"),
+        (_bad_value, "config.json: damaged (steps: got 0"),
+        (_unknown_model_field, "config.json: damaged"),
+        (_truncated_weights, "model.safetensors: damaged"),
+        (_other_weights, "model.safetensors: damaged"),
+        (_unfinished, "slotattn train resume"),
+    ],
+)
+@pytest.mark.parametrize("command", ["eval", "show"])
+def test_damaged_folder(run: Path, capsys: pytest.CaptureFixture[str], damage, message: str, command: str) -> None:
+    damage(run)
+    before = _contents(run)
+    assert cli.main([command, str(run)]) == 1
+    assert message in _one_line(capsys)
+    assert _contents(run) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "steps: got 0"),
+        (["--batch-size", "-4"], "batch_size: got -4"),
+        (["--lr", "-1"], "lr: got -1.0"),
+        (["--lr", "inf"], "lr: got inf"),
+        (["--num-slots", "0"], "num_slots"),
+        (["--iters", "-1"], "iters"),
+        (["--seed", "-1"], "seed: got -1"),
+        (["--steps", "many"], "--steps"),
+        (["--device", "abacus"], "invalid choice 'abacus' for argument '--device'"),
+        (["--data", "photos"], "invalid choice 'photos' for argument '--data'"),
+        (["--preset", "huge"], "invalid choice 'huge' for argument '--preset'"),
+        (["--backend", "magic"], "invalid choice 'magic' for argument '--backend'"),
+        (["--colour", "red"], "--colour"),
+        (["--name", "a/b"], "name: got 'a/b'"),
+        (["--name", ".."], "name: got '..'"),
+    ],
+)
+def test_bad_option(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+    assert cli.main(["train", "discovery", "--out", str(tmp_path / "runs"), *options]) == 2
+    assert message in _one_line(capsys)
+    assert _files(tmp_path) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _train(tmp_path / "runs", "x", "--device", "cuda") == 1
+    assert "finds no CUDA device" in _one_line(capsys)
+    assert _files(tmp_path) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_triton_where_it_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _train(tmp_path / "runs", "x", "--backend", "triton") == 1
+    assert "Triton kernels need" in _one_line(capsys)
+    assert _files(tmp_path) == []
+
+
+def test_resume_of_a_complete_run_changes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = _contents(run)
+    assert cli.main(["train", "resume", str(run)]) == 1
+    assert "complete after 3 steps" in _one_line(capsys)
+    assert _contents(run) == before
+
+
+@pytest.mark.usefixtures("few_scenes")
+def test_sigterm_then_resume_equals_an_uncut_run(tmp_path: Path) -> None:
+    steps = ["--steps", "40", "--batch-size", "2", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "slotattn_fast.cli", "train", "discovery", *steps, "--name", "cut"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "cut" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    # The header is written once signals are being caught.
+    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143, errors
+    assert "SIGTERM: checkpoint saved at step" in errors.splitlines()[-1]
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+
+    assert cli.main(["train", "resume", str(tmp_path / "cut")]) == 0
+    assert cli.main(["train", "discovery", *steps, "--name", "uncut"]) == 0
+    cut, uncut = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("cut", "uncut"))
+    assert all(torch.equal(cut[name], uncut[name]) for name in uncut)
+    assert all(
+        json.loads((tmp_path / "cut" / "eval.json").read_text())[key]
+        == json.loads((tmp_path / "uncut" / "eval.json").read_text())[key]
+        for key in ("fg_ari", "mse")
+    )
+
+
+def test_help_is_light() -> None:
+    """No command line that only prints help may import PyTorch or what draws pictures."""
+    code = (
+        "import sys\n"
+        "from slotattn_fast import cli\n"
+        "try: cli.main(['train', 'discovery', '--help'])\n"
+        "finally:\n"
+        "    heavy = {'torch', 'numpy', 'matplotlib', 'lightning_fabric'}\n"
+        "    print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    wide = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=wide, check=False)
+    assert done.returncode == 0
+    assert done.stderr.strip() == "[]"
+    for option in (
+        "data",
+        "preset",
+        "out",
+        "name",
+        "seed",
+        "steps",
+        "batch-size",
+        "lr",
+        "num-slots",
+        "iters",
+        "device",
+    ):
+        assert f"--{option} " in done.stdout
+    assert "quick: " in done.stdout
+    assert "tetrominoes: the paper's full configuration" in done.stdout
+
+
+def test_version_and_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"slotattn-fast {slotattn_fast.__version__}\n"
+    assert cli.main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert torch.__version__ in shown
+    assert "threads" in shown
+    assert "backend          torch: " in shown or torch.cuda.is_available()
+
+
+def test_every_backend_can_be_asked_for() -> None:
+    assert set(get_args(BackendName)) == set(BACKENDS)

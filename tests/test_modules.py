@@ -1,0 +1,200 @@
+"""The modules as drop-ins for those of the PyPI package `slot-attention`, and beside the reference."""
+
+import copy
+import inspect
+import tempfile
+from typing import Any
+
+import pytest
+import slot_attention as peer
+import torch
+from compare import assert_same, normal, results
+from torch import Tensor, nn
+
+import slotattn_fast
+from slotattn_fast import MultiHeadSlotAttention, SlotAttention, reference
+
+DROP_INS = [
+    (SlotAttention, peer.SlotAttention, (5, 12, 4, 1e-3, 17)),
+    (SlotAttention, peer.SlotAttention, (7, 48)),
+    (MultiHeadSlotAttention, peer.MultiHeadSlotAttention, (5, 12, 3, 5, 2, 1e-3, 17)),
+    (MultiHeadSlotAttention, peer.MultiHeadSlotAttention, (7, 48)),
+]
+drop_ins = pytest.mark.parametrize(("ours", "theirs", "arguments"), DROP_INS)
+
+
+def made(kind: type[nn.Module], arguments: tuple[Any, ...]) -> nn.Module:
+    torch.manual_seed(11)
+    return kind(*arguments)
+
+
+@drop_ins
+def test_changing_the_import_changes_no_number(
+    ours: type[nn.Module], theirs: type[nn.Module], arguments: tuple[Any, ...]
+) -> None:
+    """One seed: the same weights, the same draws in `forward`, equal slots and gradients to float32 rounding."""
+    actual, expected = made(ours, arguments), made(theirs, arguments)
+    for (name, p), (their_name, their_p) in zip(actual.named_parameters(), expected.named_parameters(), strict=True):
+        assert name == their_name
+        assert torch.equal(p, their_p), name
+    inputs = normal(3, 31, actual.dim, dtype=torch.float32)
+    for call in ({}, {"num_slots": 9}):
+        assert_same(results(actual, inputs, **call), results(expected, inputs, **call), 2e-5)
+    state = torch.get_rng_state()  # after the call: as many draws
+    results(expected, inputs, num_slots=9)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@drop_ins
+def test_state_dicts_load_both_ways(ours: type[nn.Module], theirs: type[nn.Module], arguments: tuple[Any, ...]) -> None:
+    actual, expected = ours(*arguments), theirs(*arguments)
+    actual.load_state_dict(expected.state_dict(), strict=True)
+    expected.load_state_dict(ours(*arguments).state_dict(), strict=True)
+    assert list(actual.state_dict()) == list(expected.state_dict())
+
+
+@drop_ins
+def test_attributes_and_signature(ours: type[nn.Module], theirs: type[nn.Module], arguments: tuple[Any, ...]) -> None:
+    actual, expected = ours(*arguments), theirs(*arguments)
+    for name in ("dim", "num_slots", "iters", "eps", "scale"):
+        assert getattr(actual, name) == getattr(expected, name), name
+    for method in ("__init__", "forward"):
+        of_peer = inspect.signature(getattr(theirs, method)).parameters.values()
+        of_ours = list(inspect.signature(getattr(ours, method)).parameters.values())[: len(of_peer)]
+        assert [(p.name, p.default, p.kind) for p in of_ours] == [(p.name, p.default, p.kind) for p in of_peer]
+
+
+def test_the_peers_wrapper_takes_our_module() -> None:
+    slots, kept = peer.AdaptiveSlotWrapper(SlotAttention(5, 12))(torch.randn(3, 31, 12))
+    assert slots.shape == (3, 5, 12)
+    assert kept.shape == (3, 5)
+
+
+@pytest.mark.parametrize("kind", ["SlotAttention", "MultiHeadSlotAttention"])
+def test_constructor_and_forward_are_the_references(kind: str) -> None:
+    """With `backend` besides; so that either is made, and called, as the other."""
+    ours, plain = getattr(slotattn_fast, kind), getattr(reference, kind)
+    for method in ("__init__", "forward"):
+        actual = dict(inspect.signature(getattr(ours, method)).parameters)
+        backend = actual.pop("backend", None)
+        assert backend is None or (backend.default == "auto" and backend.kind is backend.KEYWORD_ONLY)
+        assert actual == dict(inspect.signature(getattr(plain, method)).parameters)
+    assert "backend" in inspect.signature(SlotAttention.__init__).parameters
+
+
+@pytest.mark.parametrize("slot_init", ["shared", "per_slot", "vectors"])
+def test_one_seed_gives_the_references_slots(slot_init: str) -> None:
+    options = {"slot_init": slot_init, "input_dim": 20, "weight_init": "tensorflow"}
+    found = []
+    for kind in (SlotAttention, reference.SlotAttention):
+        torch.manual_seed(11)
+        module = kind(5, 12, **options)
+        found.append(results(module, normal(3, 31, 20, dtype=torch.float32)))
+    assert_same(*found, 2e-5)
+
+
+def test_a_generator_makes_the_draw_reproducible() -> None:
+    module, inputs = SlotAttention(5, 12), torch.randn(3, 31, 12)
+    state = torch.get_rng_state()
+    first, second = (module(inputs, generator=torch.Generator().manual_seed(4)) for _ in range(2))
+    other = module(inputs, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)  # PyTorch's own is not drawn from
+
+
+def test_the_papers_module() -> None:
+    torch.manual_seed(0)
+    module = SlotAttention.paper(7, input_dim=32, backend="torch")
+    assert type(module) is SlotAttention
+    torch.manual_seed(0)
+    expected = reference.SlotAttention.paper(7, input_dim=32)
+    for name, p in expected.named_parameters():
+        assert torch.equal(module.get_parameter(name), p), name
+    assert (module.dim, module.norm_eps, module.to_q.bias, module.backend) == (64, 1e-3, None, "torch")
+
+
+def test_heads_of_the_paper_s_class() -> None:
+    """`MultiHeadSlotAttention` is `SlotAttention` with heads."""
+    torch.manual_seed(0)
+    one = MultiHeadSlotAttention(5, 12, heads=3, dim_head=5)
+    torch.manual_seed(0)
+    other = SlotAttention(5, 12, heads=3, dim_head=5)
+    inputs = normal(2, 9, 12, dtype=torch.float32)
+    assert_same(results(one, inputs, return_attn=True), results(other, inputs, return_attn=True), 0)
+
+
+def test_results_have_the_documented_shapes() -> None:
+    module, inputs = SlotAttention(5, 12, iters=2), torch.randn(3, 31, 12)
+    assert module(inputs, 4).shape == (3, 4, 12)
+    assert module(inputs, slots_init=torch.randn(3, 6, 12)).shape == (3, 6, 12)
+    assert module(inputs, return_all_slots=True).shape == (2, 3, 5, 12)
+    assert module(inputs, iters=0, return_all_slots=True).shape == (0, 3, 5, 12)
+    assert [x.shape for x in module(inputs, return_attn=True)] == [(3, 5, 12), (3, 5, 31)]
+    assert [x.shape for x in module(inputs, return_attn="all")] == [(3, 5, 12), (2, 3, 5, 31)]
+    headed = MultiHeadSlotAttention(5, 12, heads=3, iters=2)
+    assert [x.shape for x in headed(inputs, return_attn="all")] == [(3, 5, 12), (2, 3, 3, 5, 31)]
+    assert headed(inputs, return_attn="all", iters=0)[1].shape == (0, 3, 3, 5, 31)
+
+
+def test_copies_and_state_dicts_keep_the_numbers() -> None:
+    module, inputs = SlotAttention(5, 12, slot_init="per_slot"), normal(3, 31, 12, dtype=torch.float32)
+    loaded = SlotAttention(5, 12, slot_init="per_slot")
+    loaded.load_state_dict(module.state_dict(), strict=True)
+    expected = results(module, inputs)
+    for other in (copy.deepcopy(module), loaded):
+        assert_same(results(other, inputs), expected, 0)
+
+
+class WithHead(SlotAttention):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:  # type: ignore[override]
+        return self.head(super().forward(inputs))
+
+
+def test_own_layers_tied_layers_and_parametrizations() -> None:
+    """What people do to modules."""
+    inputs = torch.randn(3, 31, 12)
+    assert WithHead(5, 12)(inputs).shape == (3, 5, 2)
+    for kind in (SlotAttention, peer.SlotAttention):
+        torch.manual_seed(0)
+        tied = kind(5, 12)
+        tied.to_v = tied.to_k
+        nn.utils.parametrizations.weight_norm(tied.to_q)
+        with torch.no_grad():
+            tied.to_q.parametrizations.weight.original0.mul_(3)
+        torch.manual_seed(1)
+        found = tied(inputs)
+        if kind is SlotAttention:
+            expected = found
+    torch.testing.assert_close(found, expected)
+
+
+def test_no_gradients_in_inference_mode() -> None:
+    module, inputs = SlotAttention(5, 12), torch.randn(3, 31, 12)
+    slots_init = torch.randn(3, 5, 12)
+    expected = module(inputs, slots_init=slots_init)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            slots = module(inputs, slots_init=slots_init)
+        assert not slots.requires_grad
+        assert torch.equal(slots, expected)
+
+
+def test_ddp() -> None:
+    module, inputs = SlotAttention(5, 12), normal(3, 31, 12, dtype=torch.float32)
+    expected = results(module, inputs)
+    with tempfile.NamedTemporaryFile() as store:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{store.name}", rank=0, world_size=1)
+        try:
+            parallel = nn.parallel.DistributedDataParallel(module)
+            torch.manual_seed(7)
+            slots = parallel(inputs)
+            (slots * normal(*slots.shape, dtype=slots.dtype)).sum().backward()
+        finally:
+            torch.distributed.destroy_process_group()
+    for name, p in module.named_parameters():
+        torch.testing.assert_close(p.grad, expected[f"gradient to {name}"])

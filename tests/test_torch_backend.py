@@ -1,0 +1,372 @@
+"""The torch backend against the reference: float64 to rounding, lower precisions by their error, and what it saves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from compare import Results, assert_same, largest, normal, perturb, results, rms
+from torch import Tensor
+
+import slotattn_fast
+from slotattn_fast import reference, torch_backend
+
+
+def as_map(x: Tensor) -> Tensor:
+    """[B, N, D] as the view of a feature map in NCHW memory."""
+    return x.mT.contiguous().mT
+
+
+def every_other(x: Tensor) -> Tensor:
+    return torch.stack([x, torch.full_like(x, torch.nan)], 2).flatten(1, 2)[:, ::2]
+
+
+def expanded(x: Tensor) -> Tensor:
+    """The first image for every image of the batch, with stride 0."""
+    return x[:1].expand_as(x)
+
+
+def some(*shape: int) -> Tensor:
+    """A mask with something left in every row but the last, which is all masked."""
+    mask = normal(*shape, seed=3) > 0
+    mask[:, 0], mask[-1] = True, False
+    return mask
+
+
+@dataclass(frozen=True)
+class Case:
+    """One stressed axis; everything else is small and no power of two."""
+
+    id: str
+    options: dict[str, Any] = field(default_factory=dict)  # of the constructor
+    call: dict[str, Any] = field(default_factory=dict)  # of forward
+    batch: int = 3
+    num_inputs: int = 13
+    num_slots: int = 5
+    dim: int = 12
+    masked: bool = False
+    slots_masked: bool = False
+    slots_given: bool = False
+    layout: Callable[[Tensor], Tensor] = lambda x: x
+    summed: bool = False
+
+
+HEADS = {"heads": 3, "dim_head": 5}
+CASES = [
+    Case("plain"),
+    Case("one-slot", num_slots=1),
+    Case("two-slots", num_slots=2),
+    Case("slots-33", num_slots=33),
+    Case("slots-64", num_slots=64, num_inputs=31),
+    Case("one-input", num_inputs=1),
+    Case("inputs-1001", num_inputs=1001),
+    Case("inputs-12", num_inputs=12),
+    Case("inputs-4096", num_inputs=4096),
+    Case("inputs-4099", num_inputs=4099),
+    Case("one-image", batch=1),
+    Case("no-image", batch=0),
+    Case("inputs-narrower", {"input_dim": 7}),
+    Case("inputs-wider", {"input_dim": 31}),
+    Case("width-1", {"input_dim": 1}, dim=1),
+    Case("hidden-wider", {"hidden_dim": 37}),
+    *(Case(f"iterations-{t}", call={"iters": t}) for t in (0, 1, 2, 7)),
+    Case("heads", HEADS),
+    Case("heads-of-dim", {"heads": 4}),
+    Case("heads-inputs-wider", {**HEADS, "input_dim": 17}),
+    Case("no-bias", {"bias": False}),
+    Case("paper", {"bias": False, "norm_eps": 1e-3, "weight_init": "tensorflow"}),
+    Case("scale", {"scale": 1.0}),
+    Case("eps-0", {"eps": 0.0}),
+    Case("eps-large", {"eps": 0.3}),
+    Case("eps-large-denominator", {"eps": 0.3, "eps_in": "denominator"}),
+    Case("eps-large-heads", {"eps": 0.3, **HEADS}),
+    Case("sum", {"aggregation": "sum"}),
+    Case("sum-heads", {"aggregation": "sum", **HEADS}),
+    Case("sum-norm", {"aggregation": "sum_norm"}),
+    Case("sum-norm-heads", {"aggregation": "sum_norm", **HEADS}),
+    Case("softmax-over-inputs", {"softmax_over": "inputs", "aggregation": "sum"}),
+    Case("softmax-over-inputs-heads", {"softmax_over": "inputs", "aggregation": "sum", **HEADS}),
+    Case("no-gru", {"use_gru": False}),
+    Case("no-gru-heads", {"use_gru": False, **HEADS}),
+    Case("no-gru-sum-norm", {"use_gru": False, "aggregation": "sum_norm"}),
+    Case("no-mlp", {"use_mlp": False}),
+    Case("no-gru-no-mlp", {"use_gru": False, "use_mlp": False}),
+    Case("no-norm", {"use_norm": False}),
+    Case("no-norm-inputs-wider", {"use_norm": False, "input_dim": 17}),
+    Case("no-projections", {"use_projections": False}),
+    Case("k-means", dict.fromkeys(("use_gru", "use_mlp", "use_norm", "use_projections"), False)),
+    Case("per-slot-gaussians", {"slot_init": "per_slot"}),
+    Case("slot-vectors", {"slot_init": "vectors"}),
+    Case("slots-given", slots_given=True),
+    Case("slots-given-all-slots", call={"return_all_slots": True}, slots_given=True),
+    Case("all-slots-heads", HEADS, {"return_all_slots": True}),
+    Case("mask", masked=True),
+    Case("mask-eps-large", {"eps": 0.3}, masked=True),
+    Case("mask-eps-denominator", {"eps": 0.3, "eps_in": "denominator"}, masked=True),
+    Case("mask-eps-0", {"eps": 0.0}, masked=True),
+    Case("mask-sum", {"aggregation": "sum"}, masked=True),
+    Case("mask-heads", HEADS, masked=True),
+    Case("mask-no-norm", {"use_norm": False}, masked=True),
+    Case("mask-softmax-over-inputs", {"softmax_over": "inputs", "aggregation": "sum"}, masked=True),
+    Case("slot-mask", slots_masked=True, slots_given=True),
+    Case("slot-mask-eps-large", {"eps": 0.3}, slots_masked=True, slots_given=True),
+    Case("slot-mask-all-slots", call={"return_all_slots": True}, slots_masked=True, slots_given=True),
+    Case("slot-mask-no-gru", {"use_gru": False}, slots_masked=True, slots_given=True),
+    Case("both-masks", masked=True, slots_masked=True, slots_given=True),
+    Case("both-masks-heads-inputs-12", {**HEADS, "eps": 0.3}, masked=True, slots_masked=True, num_inputs=12),
+    Case("both-masks-heads", {**HEADS, "eps": 0.3}, masked=True, slots_masked=True),
+    Case("attention", call={"return_attn": True}),
+    Case("attention-over-inputs", {"eps": 0.3}, {"return_attn": "last", "attn_over": "inputs"}),
+    Case("attention-all", call={"return_attn": "all", "return_all_slots": True}, slots_given=True),
+    Case("attention-heads", HEADS, {"return_attn": True}),
+    Case("attention-all-heads", {**HEADS, "eps_in": "denominator"}, {"return_attn": "all", "attn_over": "inputs"}),
+    Case("attention-one-iteration", call={"return_attn": True, "iters": 1}),
+    Case("attention-masks", call={"return_attn": "all"}, masked=True, slots_masked=True),
+    Case("attention-over-inputs-masks", {"eps": 0.3}, {"return_attn": True, "attn_over": "inputs"}, masked=True),
+    Case("attention-sum", {"aggregation": "sum"}, {"return_attn": "all", "attn_over": "inputs"}),
+    Case("feature-map", layout=as_map),
+    Case("every-other-input", layout=every_other),
+    Case("expanded-inputs", layout=expanded),
+    Case("expanded-gradients", summed=True),
+    Case("expanded-gradients-all-slots", call={"return_all_slots": True}, summed=True),
+]
+
+
+def pair(case: Case) -> tuple[slotattn_fast.SlotAttention, reference.SlotAttention]:
+    """Both modules in float64 with the same weights, none of them 0 or 1."""
+    expected = perturb(reference.SlotAttention(case.num_slots, case.dim, **case.options).double())
+    actual = slotattn_fast.SlotAttention(case.num_slots, case.dim, **case.options).double()
+    actual.load_state_dict(expected.state_dict(), strict=True)
+    return actual, expected
+
+
+def arguments(case: Case) -> dict[str, Any]:
+    arguments: dict[str, Any] = dict(case.call, layout=case.layout, summed=case.summed)
+    arguments["inputs"] = normal(case.batch, case.num_inputs, case.options.get("input_dim", case.dim)) * 2 + 1
+    if case.masked:
+        arguments["mask"] = some(case.batch, case.num_inputs)
+        arguments["inputs"][~arguments["mask"]] = torch.nan
+    if case.slots_masked:
+        arguments["slot_mask"] = some(case.batch, case.num_slots)
+    if case.slots_given:
+        arguments["slots_init"] = normal(case.batch, case.num_slots, case.dim, seed=5)
+    return arguments
+
+
+@pytest.mark.parametrize("groups", ["one group", "an image a group"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_equals_the_reference(case: Case, groups: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if groups == "an image a group":
+        monkeypatch.setattr(torch_backend, "GROUP_BYTES", {"cpu": 1})
+        monkeypatch.setattr(torch_backend, "BLOCK_ROWS", 4)
+    actual, expected = (results(module, **arguments(case)) for module in pair(case))
+    assert all(x.isfinite().all() for x in expected.values())
+    assert_same(actual, expected, 1e-9)
+
+
+def test_groups_of_unequal_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("five-images-two-a-group", batch=5)
+    monkeypatch.setattr(torch_backend, "GROUP_BYTES", {"cpu": 2 * case.num_inputs * case.dim * 8})
+    actual, expected = (results(module, **arguments(case)) for module in pair(case))
+    assert_same(actual, expected, 1e-9)
+
+
+@pytest.mark.parametrize("masks", ["mask", "slot_mask"])
+def test_masked_places_get_no_gradient(masks: str) -> None:
+    case = Case("", masked=masks == "mask", slots_masked=masks == "slot_mask", slots_given=True)
+    given = arguments(case)
+    found = results(pair(case)[0], **given)
+    if masks == "mask":
+        assert largest(found["gradient to inputs"][~given["mask"]]) == 0
+        assert largest(found["gradient to inputs"][given["mask"]]) > 0
+    else:
+        kept = given["slot_mask"]
+        assert torch.equal(found["output 0"][~kept], given["slots_init"][~kept])
+        assert not torch.equal(found["output 0"][kept], given["slots_init"][kept])
+
+
+@pytest.mark.parametrize("wanted", ["inputs", "slots_init", "parameters", "one parameter"])
+def test_gradient_to_some_only(wanted: str) -> None:
+    case = Case("", slots_given=True)
+    module = pair(case)[0]
+    given = arguments(case)
+    everything = results(module, **given)
+    for name, p in module.named_parameters():
+        p.requires_grad_(wanted == "parameters" or (wanted == "one parameter" and name == "to_k.weight"))
+    x = given["inputs"].clone().requires_grad_(wanted == "inputs")
+    slots = given["slots_init"].clone().requires_grad_(wanted == "slots_init")
+    out = module(x, slots_init=slots)
+    (out * normal(*out.shape, seed=0)).sum().backward()
+    leaves = {"inputs": x, "slots_init": slots, **dict(module.named_parameters())}
+    drawn = ("slots_mu", "slots_logsigma")  # not used when the initial slots are given
+    got = {f"gradient to {name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    assert got.keys() == {f"gradient to {n}" for n, leaf in leaves.items() if leaf.requires_grad and n not in drawn}
+    for name, grad in got.items():
+        torch.testing.assert_close(grad, everything[name], rtol=1e-9, atol=1e-12)
+
+
+# Inputs [B, N, D_in] by their offset in standard deviations, and rows of equal features, whose variance is 0.
+HARD_INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "offset-0": lambda x: x,
+    "offset-1": lambda x: x + 1,
+    "offset-10": lambda x: x + 10,
+    "offset-100": lambda x: x + 100,
+    "large": lambda x: x * 1e4,
+    "small": lambda x: x * 1e-4,
+    "equal-features": lambda x: (3.3 * x[..., :1]).expand_as(x),
+    "equal-features-offset-100": lambda x: (x[..., :1] + 100).expand_as(x),
+}
+
+
+@pytest.mark.parametrize("heads", [None, 3])
+@pytest.mark.parametrize("hard", HARD_INPUTS.values(), ids=HARD_INPUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_error_is_at_most_twice_the_references(
+    dtype: torch.dtype, hard: Callable[[Tensor], Tensor], heads: int | None
+) -> None:
+    """Against the float64 reference of the same rounded numbers, in the maximum and the root mean square.
+
+    Over a few draws, and with smooth weights: the largest error of float32 is otherwise a matter of luck.
+    """
+    found = []
+    for seed in range(4):
+        expected = perturb(reference.SlotAttention(5, 24, input_dim=40, heads=heads), seed, 0.05).to(dtype)
+        actual = slotattn_fast.SlotAttention(5, 24, input_dim=40, heads=heads).to(dtype)
+        actual.load_state_dict(expected.state_dict())
+        given = {
+            "inputs": hard(normal(3, 301, 40, seed=seed)).to(dtype),
+            "slots_init": normal(3, 5, 24, seed=5 + seed).to(dtype),
+        }
+        fast, plain = results(actual, **given), results(expected, **given)
+        assert fast["output 0"].dtype == dtype
+        found.append((fast, plain, results(expected.double(), **{name: x.double() for name, x in given.items()})))
+    assert_error_at_most_twice(
+        *({name: torch.stack([x[name] for x in part]) for name in part[0]} for part in zip(*found, strict=True))
+    )
+
+
+def assert_error_at_most_twice(fast: Results, plain: Results, exact: Results) -> None:
+    scale = max(largest(x) for x in exact.values())
+    for name, want in exact.items():
+        for measure in (largest, rms):
+            error, allowed = measure(fast[name] - want), 2 * measure(plain[name] - want) + 1e-6 * scale
+            assert error <= allowed, (name, measure.__name__)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    expected = perturb(reference.SlotAttention(5, 24))
+    actual = slotattn_fast.SlotAttention(5, 24)
+    actual.load_state_dict(expected.state_dict())
+    given = {"inputs": normal(3, 301, 24).float(), "slots_init": normal(3, 5, 24, seed=5).float()}
+    with torch.autocast("cpu", dtype):
+        fast, plain = results(actual, **given), results(expected, **given)
+    exact = results(expected.double(), **{name: x.double() for name, x in given.items()})
+    assert_error_at_most_twice(fast, plain, exact)
+
+
+def test_autocast_takes_inputs_of_the_lower_type() -> None:
+    """As an encoder under autocast hands them over."""
+    module = slotattn_fast.SlotAttention(5, 24)
+    slots_init, inputs = normal(3, 5, 24, seed=5).float(), normal(3, 31, 24).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = results(module, inputs, slots_init=slots_init)
+    assert found["gradient to inputs"].dtype == torch.bfloat16
+    assert found["gradient to to_q.weight"].dtype == torch.float32
+    assert_same(found, results(module, inputs.float(), slots_init=slots_init), 1e-2)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["fewer-inputs-than-slots", "all-masked"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_slot_that_receives_nothing_is_finite(dtype: torch.dtype, masked: bool) -> None:
+    """eps = 1e-8 is 0 in float16. The scale makes the softmax hard: an input goes to one slot, the others get 0."""
+    module = slotattn_fast.SlotAttention(5, 8, eps=1e-8, scale=1e4).to(dtype)
+    mask = torch.zeros(2, 2, dtype=torch.bool) if masked else None
+    found = results(module, normal(2, 2, 8).to(dtype), mask=mask, return_attn=True)
+    assert found["output 1"].float().sum(-1).min() == 0
+    for name, x in found.items():
+        assert x.isfinite().all(), name
+
+
+def test_nan_in_one_image_leaves_the_others_untouched() -> None:
+    module = slotattn_fast.SlotAttention(4, 24)
+    inputs, slots_init = normal(5, 33, 24).float(), normal(5, 4, 24, seed=5).float()
+    poisoned = inputs.clone()
+    poisoned[2, 7, 3] = torch.nan
+    others = [0, 1, 3, 4]
+    clean, found = (
+        results(module, x, slots_init=slots_init, return_attn=True, return_all_slots=True) for x in (inputs, poisoned)
+    )
+    assert found["output 0"][:, 2].isnan().all()
+    assert torch.equal(clean["output 0"][:, others], found["output 0"][:, others])
+    for name in ("output 1", "gradient to inputs", "gradient to slots_init"):
+        assert torch.equal(clean[name][others], found[name][others]), name
+
+
+@pytest.mark.parametrize("options", [{}, HEADS, {"aggregation": "sum"}, {"use_norm": False}], ids=str)
+@pytest.mark.parametrize("return_all_slots", [False, True])
+def test_nothing_of_size_n_but_the_inputs_is_saved(options: dict[str, Any], return_all_slots: bool) -> None:
+    B, N = 2, 4000
+    module = slotattn_fast.SlotAttention(3, 8, **options)
+    inputs = normal(B, N, 8).float().requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        module(inputs, return_all_slots=return_all_slots)
+    large = [x for x in saved if x.numel() >= N]
+    assert large
+    assert all(x.data_ptr() == inputs.data_ptr() for x in large), [x.shape for x in large]
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        reference.SlotAttention(3, 8)(inputs)
+    assert sum(x.numel() >= N for x in saved) > 10 * len(large)  # the hooks do see what is saved
+
+
+@pytest.mark.parametrize("options", [{}, {"heads": 2, "eps_in": "denominator", "eps": 0.1}], ids=str)
+def test_second_derivatives(options: dict[str, Any]) -> None:
+    module = perturb(slotattn_fast.SlotAttention(2, 4, iters=2, hidden_dim=4, **options).double())
+    inputs, slots_init = normal(2, 3, 4).requires_grad_(), normal(2, 2, 4, seed=5).requires_grad_()
+    names, weights = zip(*module.named_parameters(), strict=True)
+
+    def call(inputs: Tensor, slots_init: Tensor, *weights: Tensor) -> Tensor:
+        given = {"slots_init": slots_init}
+        return torch.func.functional_call(module, dict(zip(names, weights, strict=True)), (inputs,), given)
+
+    assert torch.autograd.gradgradcheck(call, (inputs, slots_init, *weights), atol=1e-4, rtol=1e-4, fast_mode=True)
+
+
+def test_graph_is_good_for_two_backward_passes() -> None:
+    module = slotattn_fast.SlotAttention(3, 8)
+    x = normal(2, 9, 8).float().requires_grad_()
+    loss = module(x).square().sum()
+    first, second = (torch.autograd.grad(loss, [x, module.to_k.weight], retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_inputs_changed_in_place_are_noticed() -> None:
+    module = slotattn_fast.SlotAttention(3, 8)
+    x = normal(2, 9, 8).float()
+    loss = module(x).sum()
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("return_all_slots", [False, True])
+def test_slots_may_be_changed_in_place(return_all_slots: bool) -> None:
+    module = slotattn_fast.SlotAttention(3, 8)
+    x, slots_init = normal(2, 9, 8).float(), normal(2, 3, 8, seed=5).float()
+    expected = torch.autograd.grad((2 * module(x, slots_init=slots_init)).sum(), module.to_k.weight)
+    slots = module(x, slots_init=slots_init, return_all_slots=return_all_slots)
+    slots.mul_(2)
+    found = torch.autograd.grad((slots[-1] if return_all_slots else slots).sum(), module.to_k.weight)
+    torch.testing.assert_close(found, expected)
+
+
+def test_initial_slots_are_not_changed() -> None:
+    module = slotattn_fast.SlotAttention(3, 8)
+    x, slots_init = normal(2, 9, 8).float(), normal(2, 3, 8, seed=5).float()
+    given = x.clone(), slots_init.clone()
+    for iters in (0, 3):
+        module(x, slots_init=slots_init, iters=iters, return_attn="all")
+    assert torch.equal(x, given[0])
+    assert torch.equal(slots_init, given[1])

@@ -1,0 +1,220 @@
+"""The training loop on a toy task: exact resume, signals, damage, and losses that are no longer finite."""
+
+import csv
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from slotattn_fast.train import checkpoint
+from slotattn_fast.train.config import PRESETS, TrainConfig, from_json
+from slotattn_fast.train.errors import RunError
+from slotattn_fast.train.loop import TRAIN_DATA, TRAIN_NOISE, Stopped, fit, seed_of
+from slotattn_fast.train.schedule import learning_rate
+
+CONFIG = replace(
+    PRESETS["quick"],
+    steps=12,
+    batch_size=3,
+    lr=0.05,
+    warmup_steps=4,
+    decay_steps=10,
+    precision="32-true",
+    log_every=2,
+    image_every=4,
+    checkpoint_every=5,
+    seed=3,
+)
+
+
+class Toy:
+    """Denoising of random vectors. `during` is called with the step in which the loss is computed."""
+
+    def __init__(self, config: TrainConfig, during: Callable[[int], float | None] = lambda step: None) -> None:
+        self.config = config
+        self.during = during
+        self.losses = 0
+        self.first: int | None = None
+
+    def batch(self, step: int) -> Tensor:
+        if self.first is None:
+            self.first = step
+        rng = np.random.default_rng([self.config.seed, TRAIN_DATA, step])
+        return torch.from_numpy(rng.standard_normal((self.config.batch_size, 5), dtype=np.float32))
+
+    def loss(self, model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(images.shape, generator=generator)
+        assert self.first is not None
+        factor = self.during(self.first + self.losses)
+        self.losses += 1
+        loss = (model(images + noise) - images).square().mean()
+        return loss if factor is None else loss * factor
+
+    def draw(self, model: nn.Module, path: Path) -> None:
+        path.write_bytes(b"picture")
+
+
+def _fit(run: Path, task: Toy) -> nn.Module:
+    for folder in ("checkpoints", "images"):
+        (run / folder).mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(task.config.seed)
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 5))
+    fit(Fabric(accelerator="cpu", devices=1), model, task, task.config, run)
+    return model
+
+
+def _assert_same_weights(a: nn.Module, b: nn.Module) -> None:
+    for name, value in a.state_dict().items():
+        assert torch.equal(value, b.state_dict()[name]), name
+
+
+def _metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_uncut_run(tmp_path: Path) -> None:
+    model = _fit(tmp_path, Toy(CONFIG))
+    assert [path.name for path in checkpoint.paths(tmp_path / "checkpoints")] == [
+        "step-00000010.pt",
+        "step-00000012.pt",
+    ]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
+        "step-00000004.png",
+        "step-00000008.png",
+        "step-00000012.png",
+    ]
+    rows = _metrics(tmp_path)
+    assert [int(row["step"]) for row in rows] == [2, 4, 5, 6, 8, 10, 12]
+    for row in rows:
+        # The row after n steps holds the rate of the last of them, whose number, counted from 0, is n - 1.
+        expected = learning_rate(int(row["step"]) - 1, base=0.05, warmup_steps=4, decay_steps=10)
+        assert float(row["lr"]) == pytest.approx(expected, rel=1e-6)
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    saved = checkpoint.load(tmp_path / "checkpoints" / "step-00000012.pt")
+    assert torch.equal(saved.model["0.weight"], model.state_dict()["0.weight"])
+
+
+def test_equals_a_plain_loop(tmp_path: Path) -> None:
+    trained = _fit(tmp_path, Toy(CONFIG))
+
+    task = Toy(CONFIG)
+    torch.manual_seed(CONFIG.seed)
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 5))
+    optimizer = torch.optim.Adam(model.parameters())
+    for step in range(CONFIG.steps):
+        optimizer.param_groups[0]["lr"] = 0.05 * min(1, step / 4) * 0.5 ** (step / 10)
+        generator = torch.Generator().manual_seed(seed_of(CONFIG.seed, TRAIN_NOISE, step))
+        task.loss(model, task.batch(step), generator).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(trained.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_resume_is_bit_identical(tmp_path: Path, number: signal.Signals) -> None:
+    uncut = _fit(tmp_path / "uncut", Toy(CONFIG))
+
+    def send(step: int) -> None:
+        if step == 6:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as stopped:
+        _fit(tmp_path / "cut", Toy(CONFIG, send))
+    assert signal.getsignal(number) == before
+    assert stopped.value.signal == number
+    # The step in which the signal came is finished, and saved.
+    assert checkpoint.paths(tmp_path / "cut" / "checkpoints")[-1].name == "step-00000007.pt"
+    _assert_same_weights(uncut, _fit(tmp_path / "cut", Toy(CONFIG)))
+
+
+def test_killed_run_resumes_bit_identical_and_with_whole_metrics(tmp_path: Path) -> None:
+    uncut = _fit(tmp_path / "uncut", Toy(CONFIG))
+
+    def die(step: int) -> None:
+        if step == 9:
+            raise KeyError("killed")
+
+    with pytest.raises(KeyError, match="killed"):
+        _fit(tmp_path / "cut", Toy(CONFIG, die))
+    # The rows 6 and 8 came after the checkpoint of step 5; a half-written one may follow them.
+    with (tmp_path / "cut" / "metrics.csv").open("a") as file:
+        file.write("1")
+    _assert_same_weights(uncut, _fit(tmp_path / "cut", Toy(CONFIG)))
+    columns = ("step", "loss", "lr")
+    assert [[row[c] for c in columns] for row in _metrics(tmp_path / "cut")] == [
+        [row[c] for c in columns] for row in _metrics(tmp_path / "uncut")
+    ]
+
+
+def test_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uncut = _fit(tmp_path, Toy(CONFIG))
+    newest = tmp_path / "checkpoints" / "step-00000012.pt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    task = Toy(CONFIG)
+    resumed = _fit(tmp_path, task)
+    assert task.first == 10
+    assert "step-00000012.pt: damaged" in capsys.readouterr().err
+    _assert_same_weights(uncut, resumed)
+
+
+def test_checkpoints_of_another_model_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint.save(tmp_path / "checkpoints", checkpoint.Checkpoint(1, {"other": torch.zeros(1)}, {}))
+    with pytest.raises(RunError, match="of another model"):
+        _fit(tmp_path, Toy(CONFIG))
+
+
+def test_non_finite_loss_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    task = Toy(CONFIG, lambda step: float("nan") if step == 6 else None)
+    with pytest.raises(RunError, match="the loss is nan in step 7"):
+        _fit(tmp_path, task)
+    (saved,) = checkpoint.paths(tmp_path / "checkpoints")
+    assert saved.name == "step-00000005.pt"
+    assert all(value.isfinite().all() for value in checkpoint.load(saved).model.values())
+
+
+def test_infinite_moments_are_not_saved(tmp_path: Path) -> None:
+    # The loss is finite, and so is the gradient; its square is not.
+    task = Toy(replace(CONFIG, steps=1, warmup_steps=0), lambda step: 1e35)
+    with pytest.raises(RunError, match="moments are no longer finite after step 1"):
+        _fit(tmp_path, task)
+    assert checkpoint.paths(tmp_path / "checkpoints") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps: got 0, expected an integer of at least 1"),
+        ({"steps": 2.5}, "steps: got 2.5"),
+        ({"batch_size": -1}, "batch_size: got -1"),
+        ({"lr": -1e-3}, "lr: got -0.001"),
+        ({"lr": float("nan")}, "lr: got nan"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"device": "tpu"}, "device: got 'tpu', expected one of auto, cpu, cuda"),
+        ({"data": "clevr"}, "data: got 'clevr', expected one of tetrominoes"),
+    ],
+)
+def test_bad_configuration(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **change)
+
+
+def test_unknown_or_missing_fields_of_a_saved_configuration() -> None:
+    with pytest.raises(ValueError, match=r"unknown: \['momentum'\]"):
+        from_json({"momentum": 0.9})
+
+
+def test_paper_preset() -> None:
+    paper = PRESETS["tetrominoes"]
+    assert (paper.steps, paper.batch_size, paper.lr) == (500_000, 64, 4e-4)
+    assert (paper.warmup_steps, paper.decay_steps) == (10_000, 100_000)
