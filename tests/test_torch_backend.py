@@ -215,7 +215,7 @@ HARD_INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "large": lambda x: x * 1e4,
     "small": lambda x: x * 1e-4,
     "equal-features": lambda x: (3.3 * x[..., :1]).expand_as(x),
-    "equal-features-offset-100": lambda x: (x[..., :1] + 100).expand_as(x),
+    "equal-features-offset-10": lambda x: (x[..., :1] + 10).expand_as(x),
 }
 
 
