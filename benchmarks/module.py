@@ -4,8 +4,9 @@
 
 All contenders have the same weights and initial noise, are checked to agree, and are then timed in one process, one
 after the other in every round; the table gives medians over the rounds and the median of the rounds' ratios. Peak
-memory is the growth of the resident set over that before the call, in a fresh process for each contender, outputs and
-gradients included. Writes module-cpu.csv, a row a measurement, and module-cpu.md, which it also puts into README.md.
+memory is the growth of the resident set over that before the call, in a fresh process for each contender, less the
+slots and gradients that every contender must return. Writes module-cpu.csv, a row a measurement, and module-cpu.md,
+which it also puts into README.md.
 """
 
 import argparse
@@ -92,7 +93,7 @@ def time_interleaved(calls: dict[str, Callable[[], None]], rounds: int) -> dict[
 
 
 def peak_memory(contender: str, B: int, N: int, K: int, which: str, threads: int) -> float:
-    """Growth of the resident set during one call, in MiB, measured in a fresh process."""
+    """Growth of the resident set during one call less what it returns, in MiB, measured in a fresh process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_memory_here, (contender, B, N, K, which, threads))
 
@@ -104,7 +105,9 @@ def _peak_memory_here(contender: str, B: int, N: int, K: int, which: str, thread
     Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak
     before = _status("VmRSS")
     step(module, inputs, which)
-    return (_status("VmHWM") - before) / 1024
+    returned = [inputs, *module.parameters()] if which == "forward+backward" else []
+    slots = B * K * DIM
+    return (_status("VmHWM") - before) / 1024 - 4 * (slots + sum(x.numel() for x in returned)) / 2**20
 
 
 def _status(field: str) -> int:

@@ -15,7 +15,8 @@ class SlotAttention(Reference):
 
     A drop-in for the class of that name in the PyPI package ``slot-attention``: the same positional arguments,
     attributes, state_dict, initialisation and random draws. `SlotAttention.paper` makes the paper's module. Parameters,
-    their initialisation and the initial slots are those of `slotattn_fast.reference.SlotAttention`.
+    their initialisation and the initial slots are those of `slotattn_fast.reference.SlotAttention`. The layers (`to_q`,
+    `gru`, ...) hold the parameters and are not called, so forward hooks on them do not fire.
 
     Args:
         backend: "auto", "triton" or "torch"; see `explain_backend`.

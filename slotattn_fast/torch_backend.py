@@ -35,8 +35,8 @@ from .slot_update import (
     update_backward,
 )
 
-# Bytes of x^ in a group of images. On a CPU a group is to stay in the cache; elsewhere it only bounds the memory.
-GROUP_BYTES = {"cpu": 4 << 20}
+# Bytes of what a group of images works on. On a CPU that is to stay in the cache; elsewhere it only bounds the memory.
+GROUP_BYTES = {"cpu": 8 << 20}
 GROUP_BYTES_ELSEWHERE = 256 << 20
 BLOCK_ROWS = 2048
 
@@ -98,7 +98,7 @@ def forward(
     """The slots [T, B, K, D] and E [T, B, h, K, D_in + 1] of every iteration, in the precision of the computation."""
     states, sums = forward_outputs(inputs, slots, w, s)
     K, N, D_in = slots.shape[1], *inputs.shape[1:]
-    (groups, size), C = _groups(inputs, states), _blocks(N)
+    (groups, size), C = _groups(inputs, sums), _blocks(N)
     # Every group writes these anew: fresh memory for each would cost as much as the arithmetic.
     normed_ = states.new_empty(size * C, N // C, D_in)
     logits_, attn_ = states.new_empty(2, size * C, s.heads, K, N // C)
@@ -134,7 +134,7 @@ def backward(
     d_inputs = inputs.new_empty(inputs.shape) if need_d_inputs else None
     d_slots = slots.new_empty(slots.shape)
     grads = Gradients(w)
-    (groups, size), C = _groups(inputs, states), _blocks(N)
+    (groups, size), C = _groups(inputs, sums), _blocks(N)
     normed_ = states.new_empty(size * C, N // C, D_in)
     d_normed_ = states.new_empty(0 if inputs.dtype == dtype else size, N, D_in)
     attn_, d_logits_ = states.new_empty(2, size * C, T * h, K, N // C)  # of all iterations and heads
@@ -271,11 +271,12 @@ def _normalise_backward_(d_normed: Tensor, normed: Tensor, rstd: Tensor) -> None
         d.addcmul_(x, (d * x).mean(-1, keepdim=True), value=-1).mul_(r)
 
 
-def _groups(inputs: Tensor, like: Tensor) -> tuple[list[slice], int]:
-    """The batch in groups of images, and the largest group's size."""
-    B, N, D_in = inputs.shape
-    limit = GROUP_BYTES.get(inputs.device.type, GROUP_BYTES_ELSEWHERE)
-    size = min(B, max(1, limit // (N * D_in * like.itemsize)))
+def _groups(inputs: Tensor, sums: Tensor) -> tuple[list[slice], int]:
+    """The batch in groups of images, about equally many in each, and the most in any."""
+    (B, N, D_in), (T, _, h, K, _) = inputs.shape, sums.shape
+    image = N * (D_in + 2 * (T + 1) * h * K) * sums.itemsize  # x^; a and dl of all iterations, da and dl of one
+    most = max(1, GROUP_BYTES.get(inputs.device.type, GROUP_BYTES_ELSEWHERE) // image)
+    size = -(-B // max(1, -(-B // most)))
     return [slice(start, start + size) for start in range(0, B, size or 1)], size
 
 
