@@ -60,15 +60,19 @@ class Weights(NamedTuple):
 
 
 def fold(params: Params, slots: Tensor, heads: int, scale: float) -> Weights:
-    """The weights of the iterations from the module's parameters; differentiable. Of `slots` the type counts alone."""
-    p = {name: param.to(compute_dtype(slots)) for name, param in params.items()}
-    identity = slots
+    """The weights of the iterations from the module's parameters; differentiable.
+
+    `slots` [B, K, D] gives the precision, the device and, where there are no projections, their width.
+    """
+    dtype = compute_dtype(slots)
+    p = {name: param.to(dtype) for name, param in params.items()}
     if "to_q.weight" not in p:
-        identity = torch.eye(slots.shape[-1], dtype=compute_dtype(slots), device=slots.device)
+        identity = torch.eye(slots.shape[-1], dtype=dtype, device=slots.device)
+        p |= {f"{layer}.weight": identity for layer in ("to_q", "to_k", "to_v")}
 
     def extended(layer: str) -> Tensor:
         """[h, d, D_in + 1]: keys (values) from x-_n, the affine part of the inputs' LayerNorm included."""
-        weight = p.get(f"{layer}.weight", identity)
+        weight = p[f"{layer}.weight"]
         constant = p.get(f"{layer}.bias", weight.new_zeros(len(weight)))
         if "norm_input.weight" in p:
             constant = torch.addmv(constant, weight, p["norm_input.bias"])
@@ -78,7 +82,7 @@ def fold(params: Params, slots: Tensor, heads: int, scale: float) -> Weights:
 
     # q-_k = scale (W_q s + b_q) K-
     keys = extended("to_k") * scale
-    to_q = p.get("to_q.weight", identity).unflatten(0, (heads, -1))  # [h, d, D]
+    to_q = p["to_q.weight"].unflatten(0, (heads, -1))  # [h, d, D]
     query = (to_q.mT @ keys).transpose(0, 1).flatten(1)
     query_bias = query.new_zeros(query.shape[1])
     if "to_q.bias" in p:
@@ -115,8 +119,7 @@ def fold(params: Params, slots: Tensor, heads: int, scale: float) -> Weights:
 
 def next_query(slots: Tensor, w: Weights, s: Settings) -> Tensor:
     """q- [B, h, K, D_in + 1] from the slots [B, K, D]."""
-    normed = slots if w.norm_slots is None else _norm(slots, w.norm_slots, s)[0]
-    return _heads_first(_linear(normed, w.query, w.query_bias), s.heads)
+    return _heads_first(_linear(_norm(slots, w.norm_slots, s)[0], w.query, w.query_bias), s.heads)
 
 
 def update(slots: Tensor, sums: Tensor, slot_mask: Tensor | None, w: Weights, s: Settings) -> Tensor:
@@ -139,8 +142,8 @@ def update(slots: Tensor, sums: Tensor, slot_mask: Tensor | None, w: Weights, s:
         candidate = torch.addcmul(updates[..., 2 * D :], r, recurrent[..., 2 * D :]).tanh()
         new = torch.lerp(candidate, slots, z)  # (1 - z) n + z h
     if w.hidden is not None and w.out is not None:
-        normed = new if w.norm_pre_ff is None else _norm(new, w.norm_pre_ff, s)[0]
-        new = new + F.linear(F.linear(normed, w.hidden, w.hidden_bias).relu(), w.out, w.out_bias)
+        hidden = F.linear(_norm(new, w.norm_pre_ff, s)[0], w.hidden, w.hidden_bias).relu()
+        new = new + F.linear(hidden, w.out, w.out_bias)
     return new if slot_mask is None else torch.where(slot_mask[..., None], new, slots)
 
 
