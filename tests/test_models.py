@@ -20,7 +20,8 @@ TINY = DiscoveryConfig(
     hidden_dim=8,
     decoder_channels=8,
     decoder_strides=(1, 2),
-    broadcast_size=6,
+    output_stride=2,
+    broadcast_size=3,
 )
 
 
@@ -117,21 +118,19 @@ def test_position_embedding_is_row_column_and_their_complements():
 
 
 def test_the_decoder_is_transposed_convolutions_of_the_broadcast_slots():
-    decoder = SpatialBroadcastDecoder(11, 3, 8, 4, (2, 1), 6).double()
-    for layer in decoder.convolutions:
-        if hasattr(layer, "bias"):
-            nn.init.normal_(layer.bias)
+    decoder = SpatialBroadcastDecoder(23, 3, 8, 4, (2, 1), 5, 2, 6).double()
+    embedding = decoder.broadcast.position_embedding
+    layers = [decoder.broadcast.convolution, decoder.convolutions[1], decoder.convolutions[3]]
+    for layer in layers:
+        nn.init.normal_(layer.bias)
     slots = torch.randn(2, 3, 8, dtype=torch.float64)
-    maps = slots.view(6, 8, 1, 1).expand(6, 8, 6, 6) + decoder.position_embedding.dense(
-        decoder.position_embedding.grid
-    ).permute(2, 0, 1)
-    for i, (kernel_size, stride) in enumerate(((5, 2), (5, 1), (3, 1))):
-        layer, size = decoder.convolutions[2 * i], maps.shape[-1] * stride
-        crop = (kernel_size - stride) // 2
+    maps = slots.view(6, 8, 1, 1) + embedding.dense(embedding.grid).permute(2, 0, 1)
+    for layer, stride, crop in zip(layers, (2, 1, 2), (1, 2, 1), strict=True):
+        size = maps.shape[-1] * stride
         maps = nn.functional.conv_transpose2d(maps, layer.weight, layer.bias, stride)
         maps = maps[..., crop : crop + size, crop : crop + size]
-        maps = maps.relu() if i < 2 else maps
-    expected = maps[..., :11, :11].unflatten(0, (2, 3))
+        maps = maps if layer is layers[-1] else maps.relu()
+    expected = maps[..., :23, :23].unflatten(0, (2, 3))
     rgb, logits = decoder(slots)
     torch.testing.assert_close(rgb, expected[:, :, :3])
     torch.testing.assert_close(logits, expected[:, :, 3:])
@@ -216,7 +215,8 @@ def test_the_papers_sizes():
         ({"encoder_strides": [1, 1]}, TypeError, r"encoder_strides: got \[1, 1\], expected a tuple"),
         ({"decoder_strides": ()}, ValueError, r"decoder_strides: got \(\), expected at least one stride"),
         ({"decoder_strides": (6,)}, ValueError, r"decoder_strides: got \(6,\).*from 1 to 5"),
-        ({"broadcast_size": 5}, ValueError, r"broadcast_size: got 5.*enlarge to 10, expected at least image_size=11"),
+        ({"broadcast_size": 2}, ValueError, r"broadcast_size: got 2.*enlarge to 8, expected at least image_size=11"),
+        ({"output_stride": 4}, ValueError, "output_stride: got 4, expected at most output_kernel=3"),
         ({"backend": "cuda"}, ValueError, "backend.*'cuda'"),
     ],
 )

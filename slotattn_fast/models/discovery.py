@@ -36,8 +36,12 @@ class DiscoveryConfig:
     """Channels of every 5x5 transposed convolution."""
     decoder_strides: tuple[int, ...] = (1, 1, 1)
     """One for each 5x5 transposed convolution."""
+    output_kernel: int = 3
+    """Kernel size of the last transposed convolution, to the image's channels and the mask."""
+    output_stride: int = 1
+    """Its stride; at most its kernel size."""
     broadcast_size: int = 35
-    """Side of the map that a slot is copied to. Times the decoder's strides it must reach `image_size`."""
+    """Side of the map that a slot is copied to. Times all strides of the decoder it must reach `image_size`."""
     backend: str = "auto"
     """Of Slot Attention; see `slotattn_fast.explain_backend`."""
 
@@ -54,11 +58,16 @@ class DiscoveryConfig:
                 raise TypeError(f"{name}: got {value!r}, expected an integer")
             if value < least:
                 raise ValueError(f"{name}: got {value!r}, expected at least {least}")
-        reached = self.broadcast_size * math.prod(self.decoder_strides)
+        if self.output_stride > self.output_kernel:
+            raise ValueError(
+                f"output_stride: got {self.output_stride}, expected at most output_kernel={self.output_kernel}"
+            )
+        reached = self.broadcast_size * math.prod(self.decoder_strides) * self.output_stride
         if reached < self.image_size:
             raise ValueError(
-                f"broadcast_size: got {self.broadcast_size}, which decoder_strides={self.decoder_strides} enlarge to "
-                f"{reached}, expected at least image_size={self.image_size}"
+                f"broadcast_size: got {self.broadcast_size}, which decoder_strides={self.decoder_strides} and "
+                f"output_stride={self.output_stride} enlarge to {reached}, "
+                f"expected at least image_size={self.image_size}"
             )
 
 
@@ -112,6 +121,8 @@ class ObjectDiscovery(nn.Module):
             config.slot_dim,
             config.decoder_channels,
             config.decoder_strides,
+            config.output_kernel,
+            config.output_stride,
             config.broadcast_size,
         )
 
