@@ -9,7 +9,8 @@ from torch import Tensor
 
 from . import operators, torch_backend
 from .kernels import why_not
-from .slot_update import Settings, fold
+from .kernels.arguments import Settings
+from .slot_update import fold
 from .validation import NOT_ITERATED, autocast_enabled, check_settings, check_tensors
 
 BACKENDS = ("auto", "triton", "torch")

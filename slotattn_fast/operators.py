@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .slot_update import Settings, Weights
+from .kernels.arguments import Settings, Weights
 from .torch_backend import backward, composite, forward, forward_outputs
 
 _ARGUMENTS = (

@@ -22,10 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .kernels.arguments import Settings, Weights
 from .slot_update import (
     Gradients,
-    Settings,
-    Weights,
     compute_dtype,
     divisor,
     next_query,
