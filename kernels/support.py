@@ -1,16 +1,50 @@
 """What the Triton kernels can serve. Neither Triton nor a device is touched here."""
 
+import os
 from functools import cache
 from importlib import metadata
 
+import torch
+
 MINIMUM_TRITON = (3, 6)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_WIDTH = 512  # of an input
+MAX_COLUMNS = 64  # slots times heads, each rounded up to a power of two
 
 
-def why_not(device_type: str) -> str:
-    """Why the Triton kernels cannot serve a call with inputs on a device of this type ("cpu", "cuda", ...)."""
-    if device_type != "cuda":  # ROCm's devices are of type "cuda", too
+def why_not(
+    device_type: str,
+    dtype: torch.dtype,
+    input_dim: int,
+    num_slots: int,
+    heads: int,
+    softmax_over: str,
+    aggregation: str,
+) -> str | None:
+    """Why the Triton kernels cannot serve a call on a device of this type ("cpu", "cuda", ...); None if they can.
+
+    On a CPU they can where TRITON_INTERPRET=1 was set before Triton was imported.
+    """
+    interpreted = device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if device_type != "cuda" and not interpreted:  # ROCm's devices are of type "cuda", too
         return f"the inputs are on {device_type!r}, and Triton kernels need a CUDA or ROCm device"
-    return _why_not_installed() or "this version of slotattn_fast has no Triton kernels yet"
+    if softmax_over != "slots":
+        return f"softmax_over={softmax_over!r}, and the kernels have the softmax over the slots alone"
+    if aggregation not in ("mean", "sum"):
+        return f"aggregation={aggregation!r}, and the kernels have the weighted mean and the weighted sum alone"
+    if dtype not in DTYPES:
+        return f"the inputs are {dtype}, and the kernels compute in float32"
+    if input_dim > MAX_WIDTH:
+        return f"the inputs have width {input_dim}, and the kernels take {MAX_WIDTH} at most"
+    columns = next_power_of_2(num_slots) * next_power_of_2(heads)
+    if columns > MAX_COLUMNS:
+        what = f"num_slots={num_slots} with heads={heads} make {columns} (each rounded up to a power of two)"
+        return f"{what}, and the kernels take {MAX_COLUMNS} at most"
+    return _why_not_installed()
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
 
 
 @cache

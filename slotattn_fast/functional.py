@@ -79,8 +79,10 @@ def slot_attention(
         attn_over=attn_over,
     )
     check_tensors(inputs, slots, params, heads, mask, slot_mask)
-    explain_backend(inputs, backend)  # raises where a named backend cannot serve the call
     K, D = slots.shape[1:]
+    chosen = explain_backend(
+        inputs, backend, num_slots=K, heads=heads, softmax_over=softmax_over, aggregation=aggregation
+    )
     if scale is None:
         scale = (len(params["to_q.weight"]) // heads if "to_q.weight" in params else D) ** -0.5
     s = Settings(iters, heads, eps, norm_eps, aggregation, eps_in, "norm_input.weight" in params)
@@ -89,25 +91,47 @@ def slot_attention(
         iterated = {name: p for name, p in params.items() if name not in NOT_ITERATED}
         w = fold(iterated, slots, heads, scale)
         arguments = (mask, slot_mask, w, s)
-        if _needs_composite(softmax_over, aggregation):
+        by_autograd = _needs_composite(softmax_over, aggregation)
+        if by_autograd:
             states = torch_backend.composite(inputs, slots, *arguments, softmax_over).to(slots.dtype)
         else:
-            states = operators.run(inputs, slots, *arguments)
+            states, sums = operators.run(chosen.name, inputs, slots, *arguments)
         last = states[-1] if iters else slots
         result = states if return_all_slots else last
         if not return_attn:
             return result
-        before = [slots, *states.unbind()][:-1] if return_attn == "all" else [states[-2] if iters > 1 else slots]
-        maps = [torch_backend.attention_maps(inputs, x, *arguments, softmax_over, attn_over) for x in before]
+        before = [slots, *states.unbind()]
+        maps = []
+        for t in range(0 if return_attn == "all" else iters - 1, iters):
+            if by_autograd:
+                attn = torch_backend.attention_maps(inputs, before[t], *arguments, softmax_over, attn_over)
+            else:
+                attn = operators.attention_map(
+                    chosen.name, inputs, before[t], mask, slot_mask, sums[t], w, s, attn_over
+                )
+            maps.append(attn)
         attn = torch.stack(maps) if maps else slots.new_empty(0, len(slots), heads, K, inputs.shape[1])
         attn = attn if return_attn == "all" else attn[0]
         return result, attn if "combine_heads.weight" in params else attn.squeeze(-3)
 
 
-def explain_backend(inputs: Tensor, backend: str = "auto") -> Backend:
-    """Which backend a call with these inputs takes, and why.
+def explain_backend(
+    inputs: Tensor,
+    backend: str = "auto",
+    *,
+    num_slots: int = 1,
+    heads: int = 1,
+    softmax_over: str = "slots",
+    aggregation: str = "mean",
+) -> Backend:
+    """Which backend a call takes, and why.
 
-    "auto" decides from the device and dtype of the inputs alone, never by trying.
+    "auto" decides from the device, dtype and width of the inputs and the other arguments alone, never by trying.
+
+    Args:
+        inputs: [B, N, D_in].
+        backend, heads, softmax_over, aggregation: as in `slot_attention`.
+        num_slots: K.
 
     Raises:
         ValueError: no such backend. RuntimeError: "triton" cannot serve the call; the message says why.
@@ -116,10 +140,14 @@ def explain_backend(inputs: Tensor, backend: str = "auto") -> Backend:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if backend == "torch":
         return Backend("torch", "it was asked for")
-    reason = why_not(inputs.device.type)
+    reason = why_not(inputs.device.type, inputs.dtype, inputs.shape[-1], num_slots, heads, softmax_over, aggregation)
     if backend == "triton":
-        raise RuntimeError(f'backend="triton" cannot serve this call: {reason}; use backend="auto" or "torch"')
-    return Backend("torch", reason)
+        if reason is not None:
+            raise RuntimeError(f'backend="triton" cannot serve this call: {reason}; use backend="auto" or "torch"')
+        return Backend("triton", "it was asked for")
+    if reason is None and inputs.device.type == "cpu":
+        reason = "the inputs are on 'cpu', where Triton's interpreter serves tests and nobody else"
+    return Backend("triton", "the kernels serve this call") if reason is None else Backend("torch", reason)
 
 
 def _needs_composite(softmax_over: str, aggregation: str) -> bool:

@@ -1,107 +1,190 @@
-"""The torch backend as operators, so that torch.compile, torch.export and autograd take it as one piece."""
+"""Both backends as operators, so that torch.compile, torch.export and autograd take each as one piece.
 
+A backend is a module with `forward_outputs`, `forward` and `backward`: `torch_backend` or `triton_backend`. What its
+forward pass returns besides the slots is kept for its backward pass.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .kernels.arguments import Settings, Weights
-from .torch_backend import backward, composite, forward, forward_outputs
+from .torch_backend import attention_maps, composite
 
-_ARGUMENTS = (
-    "Tensor inputs, Tensor slots, Tensor? mask, Tensor? slot_mask, {saved}"
-    + ", ".join(f"Tensor? {name}" for name in Weights._fields)
-    + ", int iters, int heads, float eps, float norm_eps, str aggregation, str eps_in, bool norm_inputs"
-)
-torch.library.define("slotattn_fast::torch_forward", f"({_ARGUMENTS.format(saved='')}) -> (Tensor states, Tensor sums)")
-torch.library.define(
-    "slotattn_fast::torch_backward",
-    f"(Tensor d_states, {_ARGUMENTS.format(saved='Tensor states, Tensor sums, ')}, bool need_d_inputs) -> Tensor[]",
+KEPT = {"torch": ("sums",), "triton": ("sums", "queries", "stats")}
+
+_TENSORS = "Tensor inputs, Tensor slots, Tensor? mask, Tensor? slot_mask, "
+_ARGUMENTS = ", ".join(f"Tensor? {name}" for name in Weights._fields) + (
+    ", int iters, int heads, float eps, float norm_eps, str aggregation, str eps_in, bool norm_inputs"
 )
 
 
 def run(
-    inputs: Tensor, slots: Tensor, mask: Tensor | None, slot_mask: Tensor | None, w: Weights, s: Settings
+    backend: str, inputs: Tensor, slots: Tensor, mask: Tensor | None, slot_mask: Tensor | None, w: Weights, s: Settings
+) -> tuple[Tensor, Tensor]:
+    """The slots after every iteration [T, B, K, D], and E [T, B, h, K, D_in + 1], which gets no gradient.
+
+    Differentiable, a second time by `composite`.
+    """
+    forward = getattr(torch.ops.slotattn_fast, f"{backend}_forward")
+    states, sums, *_ = forward(inputs, slots, mask, slot_mask, *w, *s)
+    return states.to(slots.dtype, copy=True), sums  # the operator's own slots are kept for the backward pass
+
+
+def attention_map(
+    backend: str,
+    inputs: Tensor,
+    slots: Tensor,
+    mask: Tensor | None,
+    slot_mask: Tensor | None,
+    sums: Tensor,
+    w: Weights,
+    s: Settings,
+    attn_over: str,
 ) -> Tensor:
-    """The slots after every iteration [T, B, K, D]; differentiable, a second time by `composite`."""
-    states, _ = torch.ops.slotattn_fast.torch_forward(inputs, slots, mask, slot_mask, *w, *s)
-    return states.to(slots.dtype, copy=True)  # the operator's own are kept for the backward pass
+    """The attention [B, h, K, N] of the iteration that starts from `slots` and gives E, `sums`; differentiable."""
+    if backend == "torch":
+        return attention_maps(inputs, slots, mask, slot_mask, w, s, "slots", attn_over)
+    return torch.ops.slotattn_fast.triton_map(inputs, slots, mask, slot_mask, sums, *w, *s, attn_over)
 
 
 def _weights_and_settings(arguments: tuple[Any, ...]) -> tuple[Weights, Settings]:
     return Weights(*arguments[: len(Weights._fields)]), Settings(*arguments[len(Weights._fields) :])
 
 
-@torch.library.impl("slotattn_fast::torch_forward", "CompositeExplicitAutograd")
-def _forward(
-    inputs: Tensor, slots: Tensor, mask: Tensor | None, slot_mask: Tensor | None, *arguments: Any
-) -> tuple[Tensor, Tensor]:
+def _module(backend: str) -> ModuleType:
+    return import_module(f".{backend}_backend", __package__)  # on demand: not everyone has Triton
+
+
+def _register(backend: str, kept: tuple[str, ...]) -> None:
+    """Defines slotattn_fast::<backend>_forward and _backward.
+
+    The latter returns the gradients to the inputs (empty if not needed), the initial slots and every weight there is.
+    """
+    outputs = ", ".join(f"Tensor {name}" for name in ("states", *kept))
+    forward_name, backward_name = (f"slotattn_fast::{backend}_{which}" for which in ("forward", "backward"))
+    torch.library.define(forward_name, f"({_TENSORS}{_ARGUMENTS}) -> ({outputs})")
+    torch.library.define(
+        backward_name, f"(Tensor d_states, {_TENSORS}{outputs}, {_ARGUMENTS}, bool need_d_inputs) -> Tensor[]"
+    )
+    num_saved = 4 + 1 + len(kept)  # inputs, slots, both masks, states and what else is kept
+
+    @torch.library.impl(forward_name, "CompositeExplicitAutograd")
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return _module(backend).forward(*arguments[:4], *_weights_and_settings(arguments[4:]))
+
+    @torch.library.register_fake(forward_name)
+    def forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+        return _module(backend).forward_outputs(*arguments[:2], *_weights_and_settings(arguments[4:]))
+
+    @torch.library.impl(backward_name, "CompositeExplicitAutograd")
+    def backward(d_states: Tensor, *arguments: Any) -> list[Tensor]:
+        inputs, saved, (w, s) = arguments[0], arguments[:num_saved], _weights_and_settings(arguments[num_saved:-1])
+        # A backward pass may be run under autocast, which must not reach the arithmetic here.
+        with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+            d_inputs, d_slots, d_weights = _module(backend).backward(
+                d_states, *saved, w, s, need_d_inputs=arguments[-1]
+            )
+        d_inputs = inputs.new_empty(0) if d_inputs is None else d_inputs
+        return [d_inputs, d_slots, *(d for d in d_weights if d is not None)]
+
+    @torch.library.register_fake(backward_name)
+    def backward_fake(d_states: Tensor, *arguments: Any) -> list[Tensor]:
+        (inputs, slots), (w, _) = arguments[:2], _weights_and_settings(arguments[num_saved:-1])
+        d_inputs = inputs.new_empty(inputs.shape if arguments[-1] else 0)
+        return [d_inputs, *(x.new_empty(x.shape) for x in (slots, *w) if x is not None)]
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        w, ctx.s = _weights_and_settings(inputs[4:])
+        ctx.save_for_backward(*inputs[:4], *output, *w)
+        ctx.mark_non_differentiable(*output[1:])
+
+    def differentiate(ctx: Any, d_states: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved, weights = ctx.saved_tensors[:num_saved], ctx.saved_tensors[num_saved:]
+        tensors = (*saved[:2], *weights)
+        needs = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[4 : 4 + len(weights)])
+        create_graph = torch.is_grad_enabled()
+        batched = torch._C._functorch.is_legacy_batchedtensor(d_states)  # is_grads_batched=True
+        if not torch.compiler.is_compiling() and (create_graph or batched):
+            mask, slot_mask = saved[2:4]
+
+            def again(inputs: Tensor, slots: Tensor, *weights: Tensor) -> Tensor:
+                return composite(inputs, slots, mask, slot_mask, Weights(*weights), ctx.s)
+
+            grads = _gradients_of(again, tensors, needs, d_states, create_graph)
+        else:
+            outputs = getattr(torch.ops.slotattn_fast, f"{backend}_backward")(
+                d_states, *saved, *weights, *ctx.s, needs[0]
+            )
+            there = iter(outputs)
+            all_grads = [None if x is None else next(there) for x in tensors]
+            grads = [grad if need else None for grad, need in zip(all_grads, needs, strict=True)]
+        return *grads[:2], None, None, *grads[2:], *[None] * len(ctx.s)
+
+    torch.library.register_autograd(forward_name, differentiate, setup_context=setup_context)
+
+
+def _gradients_of(
+    composite: Callable[..., Tensor],
+    tensors: tuple[Any, ...],
+    needs: tuple[bool, ...],
+    d_output: Tensor,
+    create_graph: bool,
+) -> list[Tensor | None]:
+    """The gradients of `composite(*tensors)` to those tensors that need one, by running it under autograd."""
+    with torch.enable_grad():
+        # Aliases, so that no path leads from one of the tensors to another by the graph that made it.
+        tensors = tuple(None if x is None else x.view_as(x) for x in tensors)
+        output = composite(*tensors)
+    wanted = [x for x, need in zip(tensors, needs, strict=True) if need]
+    grads = iter(torch.autograd.grad(output, wanted, d_output, create_graph=create_graph, allow_unused=True))
+    return [next(grads) if need else None for need in needs]
+
+
+for _backend, _kept in KEPT.items():
+    _register(_backend, _kept)
+
+
+# The kernels' attention maps; their gradient, which hardly anyone asks for, is that of the torch backend's.
+
+torch.library.define("slotattn_fast::triton_map", f"({_TENSORS}Tensor sums, {_ARGUMENTS}, str attn_over) -> Tensor")
+
+
+@torch.library.impl("slotattn_fast::triton_map", "CompositeExplicitAutograd")
+def _map(*arguments: Any) -> Tensor:
+    *tensors, sums = arguments[:5]
     with torch.no_grad():
-        return forward(inputs, slots, mask, slot_mask, *_weights_and_settings(arguments))
-
-
-@torch.library.register_fake("slotattn_fast::torch_forward")
-def _forward_fake(
-    inputs: Tensor, slots: Tensor, mask: Tensor | None, slot_mask: Tensor | None, *arguments: Any
-) -> tuple[Tensor, Tensor]:
-    return forward_outputs(inputs, slots, *_weights_and_settings(arguments))
-
-
-# The gradients to the inputs (empty if not needed), the initial slots and every weight that there is.
-
-
-@torch.library.impl("slotattn_fast::torch_backward", "CompositeExplicitAutograd")
-def _backward(
-    d_states: Tensor,
-    inputs: Tensor,
-    slots: Tensor,
-    mask: Tensor | None,
-    slot_mask: Tensor | None,
-    states: Tensor,
-    sums: Tensor,
-    *arguments: Any,
-) -> list[Tensor]:
-    w, s = _weights_and_settings(arguments[:-1])
-    # A backward pass may be run under autocast, which must not reach the arithmetic here.
-    with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
-        d_inputs, d_slots, d_weights = backward(
-            d_states, inputs, slots, mask, slot_mask, states, sums, w, s, need_d_inputs=arguments[-1]
+        return _module("triton").attention_map(
+            *tensors, sums if arguments[-1] == "inputs" else None, *_weights_and_settings(arguments[5:-1])
         )
-    d_inputs = inputs.new_empty(0) if d_inputs is None else d_inputs
-    return [d_inputs, d_slots, *(d for d in d_weights if d is not None)]
 
 
-@torch.library.register_fake("slotattn_fast::torch_backward")
-def _backward_fake(d_states: Tensor, inputs: Tensor, slots: Tensor, *arguments: Any) -> list[Tensor]:
-    w, _ = _weights_and_settings(arguments[4:-1])  # after the masks, states and sums
-    d_inputs = inputs.new_empty(inputs.shape if arguments[-1] else 0)
-    return [d_inputs, *(x.new_empty(x.shape) for x in (slots, *w) if x is not None)]
+@torch.library.register_fake("slotattn_fast::triton_map")
+def _map_fake(inputs: Tensor, slots: Tensor, *arguments: Any) -> Tensor:
+    _, s = _weights_and_settings(arguments[3:-1])
+    return slots.new_empty(len(slots), s.heads, slots.shape[1], inputs.shape[1])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    w, s = _weights_and_settings(inputs[4:])
-    ctx.save_for_backward(*inputs[:4], *output, *w)
-    ctx.s = s
+def _map_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    w, ctx.s = _weights_and_settings(inputs[5:-1])
+    ctx.attn_over = inputs[-1]
+    ctx.save_for_backward(*inputs[:4], *w)
 
 
-def _differentiate(ctx: Any, d_states: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    inputs, slots, mask, slot_mask, states, sums, *weights = ctx.saved_tensors
-    tensors = (inputs, slots, *weights)
-    needs = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[4 : 4 + len(weights)])
-    create_graph = torch.is_grad_enabled()
-    batched = torch._C._functorch.is_legacy_batchedtensor(d_states)  # is_grads_batched=True
-    if not torch.compiler.is_compiling() and (create_graph or batched):
-        with torch.enable_grad():
-            again = composite(inputs, slots, mask, slot_mask, Weights(*weights), ctx.s)
-        wanted = [x for x, need in zip(tensors, needs, strict=True) if need]
-        grads = iter(torch.autograd.grad(again, wanted, d_states, create_graph=create_graph, allow_unused=True))
-    else:
-        arguments = (inputs, slots, mask, slot_mask, states, sums, *weights, *ctx.s, needs[0])
-        outputs = torch.ops.slotattn_fast.torch_backward(d_states, *arguments)
-        there = (need for x, need in zip(tensors, needs, strict=True) if x is not None)
-        grads = (grad for grad, need in zip(outputs, there, strict=True) if need)
-    d_inputs, d_slots, *d_weights = (next(grads) if need else None for need in needs)
-    return d_inputs, d_slots, None, None, *d_weights, *[None] * len(ctx.s)
+def _map_differentiate(ctx: Any, d_map: Tensor) -> tuple[Tensor | None, ...]:
+    inputs, slots, mask, slot_mask, *weights = ctx.saved_tensors
+    needs = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[5 : 5 + len(weights)])
+
+    def again(inputs: Tensor, slots: Tensor, *weights: Tensor) -> Tensor:
+        return attention_maps(inputs, slots, mask, slot_mask, Weights(*weights), ctx.s, "slots", ctx.attn_over)
+
+    grads = _gradients_of(again, (inputs, slots, *weights), needs, d_map, torch.is_grad_enabled())
+    return *grads[:2], None, None, None, *grads[2:], *[None] * len(ctx.s), None
 
 
-torch.library.register_autograd("slotattn_fast::torch_forward", _differentiate, setup_context=_setup_context)
+torch.library.register_autograd("slotattn_fast::triton_map", _map_differentiate, setup_context=_map_setup_context)

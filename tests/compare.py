@@ -69,6 +69,20 @@ def assert_same(actual: Results, expected: Results, tolerance: float) -> None:
     assert not wrong, wrong
 
 
+def assert_error_at_most_twice(fast: Results, plain: Results, exact: Results, floor: float = 1e-6) -> None:
+    """The error of `fast` is at most twice that of `plain`, plus `floor` times the largest entry of all results.
+
+    In the maximum and in the root mean square.
+    """
+    assert fast.keys() == exact.keys()
+    scale = max(largest(x) for x in exact.values())
+    for name, want in exact.items():
+        assert fast[name].shape == want.shape, name
+        for measure in (largest, rms):
+            error, allowed = measure(fast[name] - want), 2 * measure(plain[name] - want) + floor * scale
+            assert error <= allowed, (name, measure.__name__)
+
+
 def largest(x: Tensor) -> float:
     return x.detach().abs().max().item() if x.numel() else 0.0
 

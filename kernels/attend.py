@@ -1,0 +1,407 @@
+"""Slot Attention over its N inputs: one read of the inputs an iteration, forward and backward.
+
+Symbols and equations are those of README.md beside this file. Pixels lie along the M side of every dot and slots along
+its N side, which is what Hopper's tensor cores take for as few as 8 slots.
+
+Half-precision inputs go into the dots as they are, with LayerNorm applied to the results; float32 inputs are centred in
+registers first, as x . q - mu sum(q) would cancel in float32.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arguments import Settings
+from .blocks import (
+    columns,
+    dot,
+    normalised_products,
+    pair_columns,
+    round_to,
+    row_statistics,
+    softmax,
+    softmax_backward,
+    split_columns,
+)
+from .launch import AttendConfig, attend_config, multiprocessors, precision
+
+
+@triton.jit
+def attend_fwd_kernel(
+    x_ptr,  # [B, N, D_in], any strides
+    mask_ptr,  # [B, N] bool, or None
+    slot_mask_ptr,  # [B, K] bool, or None
+    query_ptr,  # q- [B, h, K, D_in + 1]
+    mean_ptr,  # mu [B, N], written where FIRST
+    rstd_ptr,  # r [B, N], written where FIRST
+    partials_ptr,  # out: E of a split [P, B, h, K, D_in + 1]
+    stride_xb,
+    stride_xn,
+    stride_xd,
+    B,
+    N,
+    K,
+    H,
+    blocks,  # blocks of BLOCK_N inputs a program
+    splits,  # P
+    offset,  # eps, or 0
+    norm_eps,
+    D_IN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    NORM: tl.constexpr,
+    FIRST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """E_k = (y_k, S_k) = sum_n (a_nk + eps) (x^_n, 1) over the inputs of one split of one image."""
+    i_b = (tl.program_id(0) // splits).to(tl.int64)
+    i_p = (tl.program_id(0) % splits).to(tl.int64)
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    CENTRED: tl.constexpr = DTYPE == tl.float32
+    o_d = tl.arange(0, BLOCK_D)
+    i_row, m_c, m_part = columns(K, H, slot_mask_ptr, i_b, BLOCK_H, BLOCK_K)
+
+    p_query = query_ptr + i_b * H * K * (D_IN + 1) + i_row * (D_IN + 1)
+    b_q = tl.load(p_query[None, :] + o_d[:, None], mask=m_c[None, :] & (o_d[:, None] < D_IN), other=0.0)
+    # q' = round(q~), beside columns of 0: Hopper's tensor cores are used for 16 columns, by Triton 3.6 not for 8.
+    b_rows = pair_columns(b_q, tl.zeros_like(b_q), DTYPE)  # [BD, 2 C]
+    b_row_sums = tl.sum(b_rows.to(tl.float32), 0)
+    b_c = tl.where(m_part, tl.load(p_query + D_IN, mask=m_c, other=0.0), -float("inf"))
+    b_offset = tl.where(m_part, tl.cast(offset, tl.float32), 0.0)
+
+    i_first = i_p * blocks * BLOCK_N
+    o_n = tl.arange(0, BLOCK_N)
+    p_x = x_ptr + i_b * stride_xb + o_n[:, None].to(tl.int64) * stride_xn + o_d[None, :].to(tl.int64) * stride_xd
+    b_y = tl.zeros([BLOCK_D, BLOCK_H * BLOCK_K], tl.float32)
+    b_mass = tl.zeros([BLOCK_N, BLOCK_H * BLOCK_K], tl.float32)
+    b_drift = tl.zeros([BLOCK_N, BLOCK_H * BLOCK_K], tl.float32)
+    for i in range(blocks):
+        i_n = i_first + i * BLOCK_N
+        m_n = i_n + o_n < N
+        if mask_ptr is not None:
+            m_n = m_n & (tl.load(mask_ptr + i_b * N + i_n + o_n, mask=m_n, other=0) != 0)
+        m_x = m_n[:, None] & (o_d[None, :] < D_IN)
+        b_x = tl.load(p_x + i_n * stride_xn, mask=m_x, other=0.0)  # [BN, BD]
+        b_mean, b_rstd = tl.zeros([BLOCK_N], tl.float32), tl.full([BLOCK_N], 1.0, tl.float32)
+        if NORM:
+            if FIRST:
+                b_mean, b_rstd = row_statistics(b_x, o_d, norm_eps, D_IN)
+                tl.store(mean_ptr + i_b * N + i_n + o_n, b_mean, mask=m_n)
+                tl.store(rstd_ptr + i_b * N + i_n + o_n, b_rstd, mask=m_n)
+            else:
+                b_mean = tl.load(mean_ptr + i_b * N + i_n + o_n, mask=m_n, other=0.0)
+                b_rstd = tl.load(rstd_ptr + i_b * N + i_n + o_n, mask=m_n, other=0.0)
+            if CENTRED:
+                b_x -= b_mean[:, None]
+
+        b_z = normalised_products(dot(b_x, b_rows, PRECISION), b_row_sums, b_mean, b_rstd, NORM, CENTRED)
+        b_zq, _ = split_columns(b_z)
+        b_w = (
+            softmax(b_zq + b_c[None, :], BLOCK_H, BLOCK_K, slot_mask_ptr is not None) + b_offset[None, :]
+        )  # a_nk + eps
+        b_w = tl.where(m_n[:, None], b_w, 0.0)
+        b_mass += b_w
+        b_wr = round_to(b_w * b_rstd[:, None], DTYPE)  # w' = round((a_nk + eps) r_n)
+        if NORM and not CENTRED:
+            b_drift += b_wr.to(tl.float32) * b_mean[:, None]
+        b_y += dot(tl.trans(b_x), b_wr, PRECISION)
+
+    b_y -= tl.sum(b_drift, 0)[None, :]  # y_k = sum_n w'_nk x_n - sum_n w'_nk mu_n
+    p_out = partials_ptr + ((i_p * B + i_b) * H * K + i_row) * (D_IN + 1)
+    tl.store(p_out[None, :] + o_d[:, None], b_y, mask=m_c[None, :] & (o_d[:, None] < D_IN))
+    tl.store(p_out + D_IN, tl.sum(b_mass, 0), mask=m_c)
+
+
+@triton.jit
+def attend_bwd_kernel(
+    x_ptr,  # [B, N, D_in], any strides
+    mask_ptr,  # [B, N] bool, or None
+    slot_mask_ptr,  # [B, K] bool, or None
+    query_ptr,  # q- of T iterations [T, B, h, K, D_in + 1]
+    d_sums_ptr,  # dE = (dy, dS) of the same [T, B, h, K, D_in + 1]
+    mean_ptr,  # mu [B, N]
+    rstd_ptr,  # r [B, N]
+    partials_ptr,  # out: dq- = (dq~, dc) of the first of them, of a split [P, B, h, K, D_in + 1]
+    d_x_ptr,  # out, dx [B, N, D_in], or None
+    stride_xb,
+    stride_xn,
+    stride_xd,
+    B,
+    N,
+    K,
+    H,
+    blocks,  # blocks of BLOCK_N inputs a program
+    splits,  # P
+    offset,  # eps, or 0
+    D_IN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    T: tl.constexpr,
+    NORM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dq-_k = sum_n dl_nk (x^_n, 1) of one iteration; with d_x_ptr also dx, for which it goes through all T of them.
+
+    Columns are doubled: 2 c is the query of column c and 2 c + 1 its dy, so that one dot gives both products of x.
+    """
+    i_b = (tl.program_id(0) // splits).to(tl.int64)
+    i_p = (tl.program_id(0) % splits).to(tl.int64)
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    CENTRED: tl.constexpr = DTYPE == tl.float32
+    C: tl.constexpr = BLOCK_H * BLOCK_K
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d[:, None] < D_IN
+    i_row, m_c, m_part = columns(K, H, slot_mask_ptr, i_b, BLOCK_H, BLOCK_K)
+    b_offset = tl.where(m_part, tl.cast(offset, tl.float32), 0.0)
+
+    # Gradients of any size are to fit into float16: they are counted in units of the largest.
+    b_unit = 1.0
+    if DTYPE == tl.float16:
+        b_unit = 0.0
+        for t in tl.static_range(T):
+            p_dy = d_sums_ptr + ((t * B + i_b) * H * K + i_row) * (D_IN + 1)
+            b_dy = tl.load(p_dy[None, :] + o_d[:, None], mask=m_c[None, :] & m_d, other=0.0)
+            b_ds = tl.load(p_dy + D_IN, mask=m_c, other=0.0)
+            b_unit = tl.maximum(b_unit, tl.maximum(tl.max(tl.abs(b_dy)), tl.max(tl.abs(b_ds))))
+        b_unit = tl.where(b_unit > 0.0, b_unit, 1.0)
+
+    rows, row_sums, cs, dss = (), (), (), ()
+    for t in tl.static_range(T):
+        i_first_row = (t * B + i_b) * H * K * (D_IN + 1)
+        b_q = tl.load(
+            query_ptr + i_first_row + i_row[None, :] * (D_IN + 1) + o_d[:, None], mask=m_c[None, :] & m_d, other=0.0
+        )
+        b_dy = tl.load(
+            d_sums_ptr + i_first_row + i_row[None, :] * (D_IN + 1) + o_d[:, None], mask=m_c[None, :] & m_d, other=0.0
+        )
+        b_rows = pair_columns(b_q, b_dy / b_unit, DTYPE)
+        b_c = tl.load(query_ptr + i_first_row + i_row * (D_IN + 1) + D_IN, mask=m_c, other=0.0)
+        b_ds = tl.load(d_sums_ptr + i_first_row + i_row * (D_IN + 1) + D_IN, mask=m_c, other=0.0)
+        rows = rows + (b_rows,)  # [BD, 2 C]
+        row_sums = row_sums + (tl.sum(b_rows.to(tl.float32), 0),)
+        cs = cs + (tl.where(m_part, b_c, -float("inf")),)
+        dss = dss + (b_ds / b_unit,)
+
+    i_first = i_p * blocks * BLOCK_N
+    o_n = tl.arange(0, BLOCK_N)
+    p_x = x_ptr + i_b * stride_xb + o_n[:, None].to(tl.int64) * stride_xn + o_d[None, :].to(tl.int64) * stride_xd
+    if d_x_ptr is not None:
+        p_dx = d_x_ptr + (i_b * N + o_n[:, None]) * D_IN + o_d[None, :]
+    b_dq = tl.zeros([BLOCK_D, C], tl.float32)
+    b_dc = tl.zeros([BLOCK_N, C], tl.float32)
+    b_drift = tl.zeros([BLOCK_N, C], tl.float32)
+    for i in range(blocks):
+        i_n = i_first + i * BLOCK_N
+        m_n = i_n + o_n < N
+        m_stored = m_n[:, None] & (o_d[None, :] < D_IN)
+        if mask_ptr is not None:
+            m_n = m_n & (tl.load(mask_ptr + i_b * N + i_n + o_n, mask=m_n, other=0) != 0)
+        m_x = m_n[:, None] & (o_d[None, :] < D_IN)
+        b_x = tl.load(p_x + i_n * stride_xn, mask=m_x, other=0.0)  # [BN, BD]
+        b_mean, b_rstd = tl.zeros([BLOCK_N], tl.float32), tl.full([BLOCK_N], 1.0, tl.float32)
+        if NORM:
+            b_mean = tl.load(mean_ptr + i_b * N + i_n + o_n, mask=m_n, other=0.0)
+            b_rstd = tl.load(rstd_ptr + i_b * N + i_n + o_n, mask=m_n, other=0.0)
+            if CENTRED:
+                b_x -= b_mean[:, None]
+
+        b_g = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)  # dx^_n
+        b_gx = tl.zeros([BLOCK_N], tl.float32)  # dx^_n . x^_n
+        for t in tl.static_range(T):
+            b_z = normalised_products(dot(b_x, rows[t], PRECISION), row_sums[t], b_mean, b_rstd, NORM, CENTRED)
+            b_zq, b_zdy = split_columns(b_z)  # x^ . q~ and x^ . dy [BN, C] each
+            b_a = softmax(b_zq + cs[t][None, :], BLOCK_H, BLOCK_K, slot_mask_ptr is not None)
+            b_dl = softmax_backward(b_a, b_zdy + dss[t][None, :], BLOCK_H, BLOCK_K)  # da_nk = dy_k . x^_n + dS_k
+            b_dl = tl.where(m_n[:, None], b_dl, 0.0)
+            if t == 0:
+                b_dc += b_dl
+                b_dlr = round_to(b_dl * b_rstd[:, None], DTYPE)
+                if NORM and not CENTRED:
+                    b_drift += b_dlr.to(tl.float32) * b_mean[:, None]
+                b_dq += dot(tl.trans(b_x), b_dlr, PRECISION)
+            if d_x_ptr is not None:
+                b_w = tl.where(m_n[:, None], b_a + b_offset[None, :], 0.0)
+                # dx^_n = sum_k dl_nk q~_k + (a_nk + eps) dy_k
+                b_g += dot(pair_columns(b_dl, b_w, DTYPE), tl.trans(rows[t]), PRECISION)
+                b_gx += tl.sum(b_dl * b_zq + b_w * b_zdy, 1)
+        if d_x_ptr is not None:
+            if NORM:
+                # dx_n = r_n (dx^_n - mean(dx^_n) - x^_n mean(dx^_n * x^_n)), and q~ and dy have mean 0
+                if not CENTRED:
+                    b_x = b_x.to(tl.float32) - b_mean[:, None]
+                b_g = b_rstd[:, None] * (b_g - b_x * (b_rstd * b_gx / D_IN)[:, None])
+            p_out = p_dx + i_n * D_IN
+            tl.store(p_out, round_to(b_g * b_unit, DTYPE), mask=m_stored)
+
+    p_out = partials_ptr + ((i_p * B + i_b) * H * K + i_row) * (D_IN + 1)
+    b_dq -= tl.sum(b_drift, 0)[None, :]
+    tl.store(p_out[None, :] + o_d[:, None], b_dq * b_unit, mask=m_c[None, :] & m_d)
+    tl.store(p_out + D_IN, tl.sum(b_dc, 0) * b_unit, mask=m_c)
+
+
+@triton.jit
+def attend_map_kernel(
+    x_ptr,  # [B, N, D_in], any strides
+    mask_ptr,  # [B, N] bool, or None
+    slot_mask_ptr,  # [B, K] bool, or None
+    query_ptr,  # q- [B, h, K, D_in + 1]
+    divisor_ptr,  # [B, h, K], or None
+    map_ptr,  # out [B, h, K, N]
+    stride_xb,
+    stride_xn,
+    stride_xd,
+    N,
+    K,
+    H,
+    splits,  # programs an image
+    offset,  # eps, or 0
+    norm_eps,
+    D_IN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    NORM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The attention of one block of inputs: a_nk, or with divisor_ptr the aggregation's weights (a_nk + eps) / S_k."""
+    i_b = (tl.program_id(0) // splits).to(tl.int64)
+    i_p = (tl.program_id(0) % splits).to(tl.int64)
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    CENTRED: tl.constexpr = DTYPE == tl.float32
+    o_d = tl.arange(0, BLOCK_D)
+    o_n = i_p * BLOCK_N + tl.arange(0, BLOCK_N)
+    i_row, m_c, m_part = columns(K, H, slot_mask_ptr, i_b, BLOCK_H, BLOCK_K)
+    m_n = o_n < N
+    m_stored = m_n[:, None] & m_c[None, :]
+    if mask_ptr is not None:
+        m_n = m_n & (tl.load(mask_ptr + i_b * N + o_n, mask=m_n, other=0) != 0)
+
+    p_query = query_ptr + (i_b * H * K + i_row) * (D_IN + 1)
+    b_q = tl.load(p_query[None, :] + o_d[:, None], mask=m_c[None, :] & (o_d[:, None] < D_IN), other=0.0)
+    b_rows = pair_columns(b_q, tl.zeros_like(b_q), DTYPE)
+    b_c = tl.where(m_part, tl.load(p_query + D_IN, mask=m_c, other=0.0), -float("inf"))
+    p_x = x_ptr + i_b * stride_xb + o_n[:, None] * stride_xn + o_d[None, :].to(tl.int64) * stride_xd
+    b_x = tl.load(p_x, mask=m_n[:, None] & (o_d[None, :] < D_IN), other=0.0)
+    b_mean, b_rstd = tl.zeros([BLOCK_N], tl.float32), tl.full([BLOCK_N], 1.0, tl.float32)
+    if NORM:
+        b_mean, b_rstd = row_statistics(b_x, o_d, norm_eps, D_IN)
+        if CENTRED:
+            b_x -= b_mean[:, None]
+    b_row_sums = tl.sum(b_rows.to(tl.float32), 0)
+    b_z = normalised_products(dot(b_x, b_rows, PRECISION), b_row_sums, b_mean, b_rstd, NORM, CENTRED)
+    b_zq, _ = split_columns(b_z)
+    b_map = softmax(b_zq + b_c[None, :], BLOCK_H, BLOCK_K, slot_mask_ptr is not None)
+    if divisor_ptr is not None:
+        b_map += tl.where(m_part, tl.cast(offset, tl.float32), 0.0)[None, :]
+        b_map /= tl.load(divisor_ptr + i_b * H * K + i_row, mask=m_c, other=1.0)[None, :]
+    b_map = tl.where(m_n[:, None], b_map, 0.0)
+    p_out = map_ptr + (i_b * H * K + i_row[None, :]) * N + o_n[:, None]
+    tl.store(p_out, round_to(b_map, map_ptr.dtype.element_ty), mask=m_stored)
+
+
+def attend_forward(
+    inputs: Tensor,
+    mask: Tensor | None,
+    slot_mask: Tensor | None,
+    query: Tensor,
+    stats: Tensor,
+    s: Settings,
+    *,
+    first: bool,
+) -> Tensor:
+    """One iteration's pass over the inputs; returns the sums E [P, B, h, K, D_in + 1] of each of P splits of them.
+
+    Args:
+        inputs: [B, N, D_in], any strides; float32, bfloat16 or float16.
+        mask: [B, N], slot_mask: [B, K]; bool, contiguous.
+        query: q- [B, h, K, D_in + 1], float32.
+        stats: mu and r [2, B, N], float32; written by the first iteration and read by the others.
+        first: whether this is the first iteration.
+    """
+    (B, N, D_in), (_, h, K, _) = inputs.shape, query.shape
+    config = attend_config(B, N, D_in, K, h, inputs.element_size(), multiprocessors(inputs.device))
+    partials = query.new_empty(config.splits, *query.shape)
+    if partials.numel():
+        attend_fwd_kernel[(config.splits * B,)](
+            *(inputs, mask, slot_mask, query, *stats, partials),
+            *inputs.stride(),
+            *(B, N, K, h, config.blocks, config.splits, s.offset, s.norm_eps),
+            D_IN=D_in,
+            **config.blocking(),
+            NORM=s.norm_inputs,
+            FIRST=first,
+            PRECISION=precision(inputs),
+        )
+    return partials
+
+
+def attend_backward(
+    inputs: Tensor,
+    mask: Tensor | None,
+    slot_mask: Tensor | None,
+    queries: Tensor,
+    d_sums: Tensor,
+    stats: Tensor,
+    s: Settings,
+    d_inputs: Tensor | None,
+) -> Tensor:
+    """The backward of the first of T iterations; returns the partial sums dq- [P, B, h, K, D_in + 1].
+
+    Args:
+        inputs, mask, slot_mask, stats: as in `attend_forward`.
+        queries: q- [T, B, h, K, D_in + 1]; d_sums: dE, alike.
+        d_inputs: out: the gradient to the inputs from all T iterations, contiguous [B, N, D_in]; None with T = 1 for an
+            iteration that is not the first of the call.
+    """
+    (B, N, D_in), (T, _, h, K, _) = inputs.shape, queries.shape
+    config = attend_config(B, N, D_in, K, h, inputs.element_size(), multiprocessors(inputs.device))
+    partials = queries.new_empty(config.splits, *queries.shape[1:])
+    if partials.numel():
+        attend_bwd_kernel[(config.splits * B,)](
+            *(inputs, mask, slot_mask, queries, d_sums, *stats, partials, d_inputs),
+            *inputs.stride(),
+            *(B, N, K, h, config.blocks, config.splits, s.offset),
+            D_IN=D_in,
+            **config.blocking(),
+            T=T,
+            NORM=s.norm_inputs,
+            PRECISION=precision(inputs),
+        )
+    return partials
+
+
+def attend_map(
+    inputs: Tensor,
+    mask: Tensor | None,
+    slot_mask: Tensor | None,
+    query: Tensor,
+    divisor: Tensor | None,
+    s: Settings,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The attention [B, h, K, N] of one iteration, in `dtype`.
+
+    It is the softmax over the slots, or, with the divisor [B, h, K] of the sums, the weights of the aggregation. Other
+    arguments as in `attend_forward`.
+    """
+    (B, N, D_in), (_, h, K, _) = inputs.shape, query.shape
+    config = attend_config(B, N, D_in, K, h, inputs.element_size(), multiprocessors(inputs.device))
+    maps = torch.empty(B, h, K, N, dtype=dtype, device=inputs.device)
+    if maps.numel():
+        splits = triton.cdiv(N, config.block_n)
+        attend_map_kernel[(splits * B,)](
+            *(inputs, mask, slot_mask, query, divisor, maps),
+            *inputs.stride(),
+            *(N, K, h, splits, s.offset, s.norm_eps),
+            D_IN=D_in,
+            **config.blocking(),
+            NORM=s.norm_inputs,
+            PRECISION=precision(inputs),
+        )
+    return maps
