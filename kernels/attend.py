@@ -7,12 +7,9 @@ Half-precision inputs go into the dots as they are, with LayerNorm applied to th
 registers first, as x . q - mu sum(q) would cancel in float32.
 """
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .arguments import Settings
 from .blocks import (
     columns,
     dot,
@@ -24,7 +21,6 @@ from .blocks import (
     softmax_backward,
     split_columns,
 )
-from .launch import AttendConfig, attend_config, multiprocessors, precision
 
 
 @triton.jit
@@ -303,105 +299,3 @@ def attend_map_kernel(
     b_map = tl.where(m_n[:, None], b_map, 0.0)
     p_out = map_ptr + (i_b * H * K + i_row[None, :]) * N + o_n[:, None]
     tl.store(p_out, round_to(b_map, map_ptr.dtype.element_ty), mask=m_stored)
-
-
-def attend_forward(
-    inputs: Tensor,
-    mask: Tensor | None,
-    slot_mask: Tensor | None,
-    query: Tensor,
-    stats: Tensor,
-    s: Settings,
-    *,
-    first: bool,
-) -> Tensor:
-    """One iteration's pass over the inputs; returns the sums E [P, B, h, K, D_in + 1] of each of P splits of them.
-
-    Args:
-        inputs: [B, N, D_in], any strides; float32, bfloat16 or float16.
-        mask: [B, N], slot_mask: [B, K]; bool, contiguous.
-        query: q- [B, h, K, D_in + 1], float32.
-        stats: mu and r [2, B, N], float32; written by the first iteration and read by the others.
-        first: whether this is the first iteration.
-    """
-    (B, N, D_in), (_, h, K, _) = inputs.shape, query.shape
-    config = attend_config(B, N, D_in, K, h, inputs.element_size(), multiprocessors(inputs.device))
-    partials = query.new_empty(config.splits, *query.shape)
-    if partials.numel():
-        attend_fwd_kernel[(config.splits * B,)](
-            *(inputs, mask, slot_mask, query, *stats, partials),
-            *inputs.stride(),
-            *(B, N, K, h, config.blocks, config.splits, s.offset, s.norm_eps),
-            D_IN=D_in,
-            **config.blocking(),
-            NORM=s.norm_inputs,
-            FIRST=first,
-            PRECISION=precision(inputs),
-        )
-    return partials
-
-
-def attend_backward(
-    inputs: Tensor,
-    mask: Tensor | None,
-    slot_mask: Tensor | None,
-    queries: Tensor,
-    d_sums: Tensor,
-    stats: Tensor,
-    s: Settings,
-    d_inputs: Tensor | None,
-) -> Tensor:
-    """The backward of the first of T iterations; returns the partial sums dq- [P, B, h, K, D_in + 1].
-
-    Args:
-        inputs, mask, slot_mask, stats: as in `attend_forward`.
-        queries: q- [T, B, h, K, D_in + 1]; d_sums: dE, alike.
-        d_inputs: out: the gradient to the inputs from all T iterations, contiguous [B, N, D_in]; None with T = 1 for an
-            iteration that is not the first of the call.
-    """
-    (B, N, D_in), (T, _, h, K, _) = inputs.shape, queries.shape
-    config = attend_config(B, N, D_in, K, h, inputs.element_size(), multiprocessors(inputs.device))
-    partials = queries.new_empty(config.splits, *queries.shape[1:])
-    if partials.numel():
-        attend_bwd_kernel[(config.splits * B,)](
-            *(inputs, mask, slot_mask, queries, d_sums, *stats, partials, d_inputs),
-            *inputs.stride(),
-            *(B, N, K, h, config.blocks, config.splits, s.offset),
-            D_IN=D_in,
-            **config.blocking(),
-            T=T,
-            NORM=s.norm_inputs,
-            PRECISION=precision(inputs),
-        )
-    return partials
-
-
-def attend_map(
-    inputs: Tensor,
-    mask: Tensor | None,
-    slot_mask: Tensor | None,
-    query: Tensor,
-    divisor: Tensor | None,
-    s: Settings,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The attention [B, h, K, N] of one iteration, in `dtype`.
-
-    It is the softmax over the slots, or, with the divisor [B, h, K] of the sums, the weights of the aggregation. Other
-    arguments as in `attend_forward`.
-    """
-    (B, N, D_in), (_, h, K, _) = inputs.shape, query.shape
-    config = attend_config(B, N, D_in, K, h, inputs.element_size(), multiprocessors(inputs.device))
-    maps = torch.empty(B, h, K, N, dtype=dtype, device=inputs.device)
-    if maps.numel():
-        splits = triton.cdiv(N, config.block_n)
-        attend_map_kernel[(splits * B,)](
-            *(inputs, mask, slot_mask, query, divisor, maps),
-            *inputs.stride(),
-            *(N, K, h, splits, s.offset, s.norm_eps),
-            D_IN=D_in,
-            **config.blocking(),
-            NORM=s.norm_inputs,
-            PRECISION=precision(inputs),
-        )
-    return maps

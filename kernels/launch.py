@@ -1,12 +1,6 @@
 """How the kernels are launched: a pure function of shapes, dtype and device, never of a measurement at run time."""
 
-from functools import cache
 from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
-
-from .support import next_power_of_2
 
 
 class AttendConfig(NamedTuple):
@@ -47,12 +41,5 @@ def attend_config(B: int, N: int, D_in: int, K: int, heads: int, itemsize: int, 
     return AttendConfig(block_n, block_d, block_h, block_k, blocks, -(-tiles // blocks), num_warps=4, num_stages=3)
 
 
-def precision(inputs: Tensor) -> str:
-    """How the dots of float32 operands are done: in TF32 only where PyTorch's own setting allows it."""
-    return "tf32" if inputs.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
-@cache
-def multiprocessors(device: torch.device) -> int:
-    """Of a GPU; 1 for the interpreter, which runs on a CPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+def next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()

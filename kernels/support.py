@@ -6,6 +6,8 @@ from importlib import metadata
 
 import torch
 
+from .launch import next_power_of_2
+
 MINIMUM_TRITON = (3, 6)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_WIDTH = 512  # of an input
@@ -41,10 +43,6 @@ def why_not(
         what = f"num_slots={num_slots} with heads={heads} make {columns} (each rounded up to a power of two)"
         return f"{what}, and the kernels take {MAX_COLUMNS} at most"
     return _why_not_installed()
-
-
-def next_power_of_2(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 @cache

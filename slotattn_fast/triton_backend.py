@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .kernels.arguments import Settings, Weights
-from .kernels.attend import attend_backward, attend_forward, attend_map
+from .kernels.ops import attend_backward, attend_forward, attend_map
 from .slot_update import Gradients, divisor, next_query, next_query_backward, recompute, update, update_backward
 
 
