@@ -81,10 +81,15 @@ def attend_fwd_kernel(
             m_n = m_n & (tl.load(mask_ptr + i_b * N + i_n + o_n, mask=m_n, other=0) != 0)
         m_x = m_n[:, None] & (o_d[None, :] < D_IN)
         b_x = tl.load(p_x + i_n * stride_xn, mask=m_x, other=0.0)  # [BN, BD]
-        b_mean, b_rstd = tl.zeros([BLOCK_N], tl.float32), tl.full([BLOCK_N], 1.0, tl.float32)
+        b_mean, b_rstd = tl.zeros([BLOCK_N], tl.float32), tl.where(m_n, 1.0, 0.0)  # r = 0 for what is left out
         if NORM:
             if FIRST:
-                b_mean, b_rstd = row_statistics(b_x, o_d, norm_eps, D_IN)
+                b_tile = b_x
+                if not CENTRED:
+                    # From the cache: a load that feeds more than dots is not made asynchronous by Triton 3.6.
+                    b_tile = tl.load(p_x + i_n * stride_xn, mask=m_x, other=0.0, eviction_policy="evict_last")
+                b_mean, b_rstd = row_statistics(b_tile, o_d, norm_eps, D_IN)
+                b_rstd = tl.where(m_n, b_rstd, 0.0)
                 tl.store(mean_ptr + i_b * N + i_n + o_n, b_mean, mask=m_n)
                 tl.store(rstd_ptr + i_b * N + i_n + o_n, b_rstd, mask=m_n)
             else:
@@ -98,8 +103,7 @@ def attend_fwd_kernel(
         b_w = (
             softmax(b_zq + b_c[None, :], BLOCK_H, BLOCK_K, slot_mask_ptr is not None) + b_offset[None, :]
         )  # a_nk + eps
-        b_w = tl.where(m_n[:, None], b_w, 0.0)
-        b_mass += b_w
+        b_mass += tl.where(m_n[:, None], b_w, 0.0)
         b_wr = round_to(b_w * b_rstd[:, None], DTYPE)  # w' = round((a_nk + eps) r_n)
         if NORM and not CENTRED:
             b_drift += b_wr.to(tl.float32) * b_mean[:, None]
@@ -109,6 +113,30 @@ def attend_fwd_kernel(
     p_out = partials_ptr + ((i_p * B + i_b) * H * K + i_row) * (D_IN + 1)
     tl.store(p_out[None, :] + o_d[:, None], b_y, mask=m_c[None, :] & (o_d[:, None] < D_IN))
     tl.store(p_out + D_IN, tl.sum(b_mass, 0), mask=m_c)
+
+
+@triton.jit
+def _operands(
+    query_ptr,  # q- of an image and iteration [h, K, D_in + 1]
+    d_sums_ptr,  # dE of the same
+    i_row,
+    m_c,
+    m_part,
+    b_unit,
+    D_IN: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """q' and dy' in pairs of columns [BD, 2 C], their sums over D_in [2 C], c and dS [C]."""
+    o_d = tl.arange(0, BLOCK_D)
+    m_rows = m_c[None, :] & (o_d[:, None] < D_IN)
+    p_q, p_dy = query_ptr + i_row * (D_IN + 1), d_sums_ptr + i_row * (D_IN + 1)
+    b_q = tl.load(p_q[None, :] + o_d[:, None], mask=m_rows, other=0.0)
+    b_dy = tl.load(p_dy[None, :] + o_d[:, None], mask=m_rows, other=0.0)
+    b_rows = pair_columns(b_q, b_dy / b_unit, DTYPE)
+    b_c = tl.where(m_part, tl.load(p_q + D_IN, mask=m_c, other=0.0), -float("inf"))
+    b_ds = tl.load(p_dy + D_IN, mask=m_c, other=0.0) / b_unit
+    return b_rows, tl.sum(b_rows.to(tl.float32), 0), b_c, b_ds
 
 
 @triton.jit
@@ -166,22 +194,12 @@ def attend_bwd_kernel(
             b_unit = tl.maximum(b_unit, tl.maximum(tl.max(tl.abs(b_dy)), tl.max(tl.abs(b_ds))))
         b_unit = tl.where(b_unit > 0.0, b_unit, 1.0)
 
-    rows, row_sums, cs, dss = (), (), (), ()
+    operands = ()
     for t in tl.static_range(T):
-        i_first_row = (t * B + i_b) * H * K * (D_IN + 1)
-        b_q = tl.load(
-            query_ptr + i_first_row + i_row[None, :] * (D_IN + 1) + o_d[:, None], mask=m_c[None, :] & m_d, other=0.0
+        i_image = (t * B + i_b) * H * K * (D_IN + 1)
+        operands = operands + (
+            _operands(query_ptr + i_image, d_sums_ptr + i_image, i_row, m_c, m_part, b_unit, D_IN, BLOCK_D, DTYPE),
         )
-        b_dy = tl.load(
-            d_sums_ptr + i_first_row + i_row[None, :] * (D_IN + 1) + o_d[:, None], mask=m_c[None, :] & m_d, other=0.0
-        )
-        b_rows = pair_columns(b_q, b_dy / b_unit, DTYPE)
-        b_c = tl.load(query_ptr + i_first_row + i_row * (D_IN + 1) + D_IN, mask=m_c, other=0.0)
-        b_ds = tl.load(d_sums_ptr + i_first_row + i_row * (D_IN + 1) + D_IN, mask=m_c, other=0.0)
-        rows = rows + (b_rows,)  # [BD, 2 C]
-        row_sums = row_sums + (tl.sum(b_rows.to(tl.float32), 0),)
-        cs = cs + (tl.where(m_part, b_c, -float("inf")),)
-        dss = dss + (b_ds / b_unit,)
 
     i_first = i_p * blocks * BLOCK_N
     o_n = tl.arange(0, BLOCK_N)
@@ -199,7 +217,7 @@ def attend_bwd_kernel(
             m_n = m_n & (tl.load(mask_ptr + i_b * N + i_n + o_n, mask=m_n, other=0) != 0)
         m_x = m_n[:, None] & (o_d[None, :] < D_IN)
         b_x = tl.load(p_x + i_n * stride_xn, mask=m_x, other=0.0)  # [BN, BD]
-        b_mean, b_rstd = tl.zeros([BLOCK_N], tl.float32), tl.full([BLOCK_N], 1.0, tl.float32)
+        b_mean, b_rstd = tl.zeros([BLOCK_N], tl.float32), tl.where(m_n, 1.0, 0.0)  # r = 0 for what is left out
         if NORM:
             b_mean = tl.load(mean_ptr + i_b * N + i_n + o_n, mask=m_n, other=0.0)
             b_rstd = tl.load(rstd_ptr + i_b * N + i_n + o_n, mask=m_n, other=0.0)
@@ -207,30 +225,35 @@ def attend_bwd_kernel(
                 b_x -= b_mean[:, None]
 
         b_g = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)  # dx^_n
-        b_gx = tl.zeros([BLOCK_N], tl.float32)  # dx^_n . x^_n
+        b_gx = tl.zeros([BLOCK_N, C], tl.float32)  # dx^_n . x^_n, by columns
         for t in tl.static_range(T):
-            b_z = normalised_products(dot(b_x, rows[t], PRECISION), row_sums[t], b_mean, b_rstd, NORM, CENTRED)
+            b_rows, b_row_sums, b_c, b_ds = operands[t]
+            b_z = normalised_products(dot(b_x, b_rows, PRECISION), b_row_sums, b_mean, b_rstd, NORM, CENTRED)
             b_zq, b_zdy = split_columns(b_z)  # x^ . q~ and x^ . dy [BN, C] each
-            b_a = softmax(b_zq + cs[t][None, :], BLOCK_H, BLOCK_K, slot_mask_ptr is not None)
-            b_dl = softmax_backward(b_a, b_zdy + dss[t][None, :], BLOCK_H, BLOCK_K)  # da_nk = dy_k . x^_n + dS_k
-            b_dl = tl.where(m_n[:, None], b_dl, 0.0)
+            b_a = softmax(b_zq + b_c[None, :], BLOCK_H, BLOCK_K, slot_mask_ptr is not None)
+            b_dl = softmax_backward(b_a, b_zdy + b_ds[None, :], BLOCK_H, BLOCK_K)  # da_nk = dy_k . x^_n + dS_k
             if t == 0:
-                b_dc += b_dl
+                b_dc += tl.where(m_n[:, None], b_dl, 0.0)
                 b_dlr = round_to(b_dl * b_rstd[:, None], DTYPE)
                 if NORM and not CENTRED:
                     b_drift += b_dlr.to(tl.float32) * b_mean[:, None]
                 b_dq += dot(tl.trans(b_x), b_dlr, PRECISION)
             if d_x_ptr is not None:
-                b_w = tl.where(m_n[:, None], b_a + b_offset[None, :], 0.0)
+                b_w = b_a + b_offset[None, :]
                 # dx^_n = sum_k dl_nk q~_k + (a_nk + eps) dy_k
-                b_g += dot(pair_columns(b_dl, b_w, DTYPE), tl.trans(rows[t]), PRECISION)
-                b_gx += tl.sum(b_dl * b_zq + b_w * b_zdy, 1)
+                b_g += dot(pair_columns(b_dl, b_w, DTYPE), tl.trans(b_rows), PRECISION)
+                b_gx += b_dl * b_zq + b_w * b_zdy
         if d_x_ptr is not None:
             if NORM:
                 # dx_n = r_n (dx^_n - mean(dx^_n) - x^_n mean(dx^_n * x^_n)), and q~ and dy have mean 0
-                if not CENTRED:
-                    b_x = b_x.to(tl.float32) - b_mean[:, None]
-                b_g = b_rstd[:, None] * (b_g - b_x * (b_rstd * b_gx / D_IN)[:, None])
+                b_s = b_rstd * b_rstd * (tl.sum(b_gx, 1) / D_IN)
+                if CENTRED:
+                    b_g = b_rstd[:, None] * b_g - b_s[:, None] * b_x
+                else:  # from the cache, as for the statistics of the forward pass
+                    b_tile = tl.load(p_x + i_n * stride_xn, mask=m_x, other=0.0, eviction_policy="evict_first")
+                    b_g = b_rstd[:, None] * b_g - (b_s[:, None] * b_tile.to(tl.float32) - (b_s * b_mean)[:, None])
+            else:
+                b_g *= b_rstd[:, None]
             p_out = p_dx + i_n * D_IN
             tl.store(p_out, round_to(b_g * b_unit, DTYPE), mask=m_stored)
 

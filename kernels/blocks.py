@@ -8,6 +8,7 @@ import triton.language as tl
 
 # The interpreter cuts float32 off to bfloat16 and has no arithmetic in it: `round_to` and `dot` make good for both.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -47,7 +48,7 @@ def softmax(b_l, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, HAS_SLOT_MASK: tl
     b_max = tl.max(b_l, SLOTS, keep_dims=True)
     if HAS_SLOT_MASK:
         b_max = tl.where(b_max == -float("inf"), 0.0, b_max)
-    b_e = tl.exp(b_l - b_max)
+    b_e = tl.exp2((b_l - b_max) * LOG2_E)  # flushes what is denormal to 0, exp does not: 3 instructions less
     b_sum = tl.sum(b_e, SLOTS, keep_dims=True)
     if HAS_SLOT_MASK:
         b_sum = tl.where(b_sum == 0.0, 1.0, b_sum)

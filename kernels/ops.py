@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .arguments import Settings
 from .attend import attend_bwd_kernel, attend_fwd_kernel, attend_map_kernel
-from .launch import attend_config
+from .launch import AttendConfig, attend_config
 
 
 def attend_forward(
@@ -30,7 +30,7 @@ def attend_forward(
         first: whether this is the first iteration.
     """
     (B, N, D_in), (_, h, K, _) = inputs.shape, query.shape
-    config = attend_config(B, N, D_in, K, h, inputs.element_size(), _multiprocessors(inputs.device))
+    config = _config(inputs, K, h, "forward")
     partials = query.new_empty(config.splits, *query.shape)
     if partials.numel():
         attend_fwd_kernel[(config.splits * B,)](
@@ -65,7 +65,7 @@ def attend_backward(
             iteration that is not the first of the call.
     """
     (B, N, D_in), (T, _, h, K, _) = inputs.shape, queries.shape
-    config = attend_config(B, N, D_in, K, h, inputs.element_size(), _multiprocessors(inputs.device))
+    config = _config(inputs, K, h, "query" if d_inputs is None else "inputs")
     partials = queries.new_empty(config.splits, *queries.shape[1:])
     if partials.numel():
         attend_bwd_kernel[(config.splits * B,)](
@@ -96,7 +96,7 @@ def attend_map(
     arguments as in `attend_forward`.
     """
     (B, N, D_in), (_, h, K, _) = inputs.shape, query.shape
-    config = attend_config(B, N, D_in, K, h, inputs.element_size(), _multiprocessors(inputs.device))
+    config = _config(inputs, K, h, "forward")
     maps = torch.empty(B, h, K, N, dtype=dtype, device=inputs.device)
     if maps.numel():
         splits = -(-N // config.block_n)
@@ -110,6 +110,11 @@ def attend_map(
             PRECISION=_precision(inputs),
         )
     return maps
+
+
+def _config(inputs: Tensor, K: int, heads: int, which: str) -> AttendConfig:
+    B, N, D_in = inputs.shape
+    return attend_config(B, N, D_in, K, heads, inputs.element_size(), _multiprocessors(inputs.device), which)
 
 
 def _precision(inputs: Tensor) -> str:

@@ -33,7 +33,7 @@ def many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 inputs, two to a program; of 128 where there are many inputs."""
     original = ops.attend_config
 
-    def config(B: int, N: int, *others: int) -> AttendConfig:
+    def config(B: int, N: int, *others: Any) -> AttendConfig:
         block_n = 16 if N < 1000 else 128
         tiles = -(-N // block_n)
         return original(B, N, *others)._replace(block_n=block_n, blocks=2, splits=-(-tiles // 2))
