@@ -76,7 +76,8 @@ def attend_fwd_kernel(
     b_drift = tl.zeros([BLOCK_N, BLOCK_H * BLOCK_K], tl.float32)
     for i in range(blocks):
         i_n = i_first + i * BLOCK_N
-        m_n = i_n + o_n < N
+        m_stored = i_n + o_n < N
+        m_n = m_stored
         if mask_ptr is not None:
             m_n = m_n & (tl.load(mask_ptr + i_b * N + i_n + o_n, mask=m_n, other=0) != 0)
         m_x = m_n[:, None] & (o_d[None, :] < D_IN)
@@ -90,8 +91,8 @@ def attend_fwd_kernel(
                     b_tile = tl.load(p_x + i_n * stride_xn, mask=m_x, other=0.0, eviction_policy="evict_last")
                 b_mean, b_rstd = row_statistics(b_tile, o_d, norm_eps, D_IN)
                 b_rstd = tl.where(m_n, b_rstd, 0.0)
-                tl.store(mean_ptr + i_b * N + i_n + o_n, b_mean, mask=m_n)
-                tl.store(rstd_ptr + i_b * N + i_n + o_n, b_rstd, mask=m_n)
+                tl.store(mean_ptr + i_b * N + i_n + o_n, b_mean, mask=m_stored)
+                tl.store(rstd_ptr + i_b * N + i_n + o_n, b_rstd, mask=m_stored)
             else:
                 b_mean = tl.load(mean_ptr + i_b * N + i_n + o_n, mask=m_n, other=0.0)
                 b_rstd = tl.load(rstd_ptr + i_b * N + i_n + o_n, mask=m_n, other=0.0)

@@ -16,7 +16,8 @@ def round_to(b, DTYPE: tl.constexpr):
     """To the type of a dot's operands, to nearest and ties to even."""
     if INTERPRETED and DTYPE == tl.bfloat16:
         b_bits = b.to(tl.int32, bitcast=True)
-        b = (b_bits + 0x7FFF + ((b_bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        b_bits = (b_bits + 0x7FFF + ((b_bits >> 16) & 1)) >> 16 << 16
+        b = b_bits.to(tl.float32, bitcast=True)
     return b.to(DTYPE)
 
 

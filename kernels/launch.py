@@ -60,5 +60,45 @@ def attend_config(
     return AttendConfig(block_n, block_d, block_h, block_k, blocks, -(-tiles // blocks), num_warps, num_stages)
 
 
+class UpdateConfig(NamedTuple):
+    """The launch of a kernel over the slots; blocks are powers of two, and 16 or more for the sake of tl.dot."""
+
+    block_rows: int  # rows (image, slot) of a program
+    block_slots: int  # D
+    block_inputs: int  # D_in
+    block_hidden: int  # H
+    block_chunk: int  # the part of any of them that one dot sums over
+    unroll: int  # partial sums that are loaded at once
+    num_warps: int
+    num_stages: int
+
+
+def update_config(D: int, D_in: int, hidden: int = 1, splits: int = 1, warp_size: int = 32) -> UpdateConfig:
+    """The launch for slots, inputs and a hidden layer of these widths, and sums that arrive in `splits` parts.
+
+    `warp_size` is 64 on AMD's gfx9 devices: as many threads have twice the registers there in half the warps.
+    """
+    block_slots, block_inputs, block_hidden = (max(16, next_power_of_2(width)) for width in (D, D_in, hidden))
+    return UpdateConfig(
+        block_rows=16,
+        block_slots=block_slots,
+        block_inputs=block_inputs,
+        block_hidden=block_hidden,
+        block_chunk=16,  # 32 makes the backward kernel spill where a width is a single part
+        unroll=min(8, next_power_of_2(splits)),
+        num_warps=256 // warp_size,
+        num_stages=3 if block_slots <= 64 else 2,  # registers
+    )
+
+
+def update_serves(D: int, D_in: int, hidden: int | None, heads: int) -> bool:
+    """Whether the kernels over the slots serve these widths; `hidden` is None where there is no MLP.
+
+    Beyond them their blocks no longer fit in registers.
+    """
+    return max(D, D_in) <= 128 and (hidden or 0) <= 256 and heads <= 8
+
+
 def next_power_of_2(n: int) -> int:
-    return 1 << (n - 1).bit_length()
+    """The smallest that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()

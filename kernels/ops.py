@@ -1,12 +1,11 @@
 """The kernels as functions of tensors: outputs allocated, launches configured."""
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from .arguments import Settings
 from .attend import attend_bwd_kernel, attend_fwd_kernel, attend_map_kernel
+from .device import multiprocessors, precision
 from .launch import AttendConfig, attend_config
 
 
@@ -41,7 +40,7 @@ def attend_forward(
             **config.blocking(),
             NORM=s.norm_inputs,
             FIRST=first,
-            PRECISION=_precision(inputs),
+            PRECISION=precision(inputs),
         )
     return partials
 
@@ -76,7 +75,7 @@ def attend_backward(
             **config.blocking(),
             T=T,
             NORM=s.norm_inputs,
-            PRECISION=_precision(inputs),
+            PRECISION=precision(inputs),
         )
     return partials
 
@@ -107,22 +106,11 @@ def attend_map(
             D_IN=D_in,
             **config.blocking(),
             NORM=s.norm_inputs,
-            PRECISION=_precision(inputs),
+            PRECISION=precision(inputs),
         )
     return maps
 
 
 def _config(inputs: Tensor, K: int, heads: int, which: str) -> AttendConfig:
     B, N, D_in = inputs.shape
-    return attend_config(B, N, D_in, K, heads, inputs.element_size(), _multiprocessors(inputs.device), which)
-
-
-def _precision(inputs: Tensor) -> str:
-    """How the dots of float32 operands are done: in TF32 only where PyTorch's own setting allows it."""
-    return "tf32" if inputs.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    """Of a GPU; 1 for the interpreter, which runs on a CPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return attend_config(B, N, D_in, K, heads, inputs.element_size(), multiprocessors(inputs.device), which)

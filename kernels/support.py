@@ -11,7 +11,7 @@ from .launch import next_power_of_2
 MINIMUM_TRITON = (3, 6)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_WIDTH = 512  # of an input
-MAX_COLUMNS = 64  # slots times heads, each rounded up to a power of two
+MAX_COLUMNS = 64  # slots times heads, both rounded up to powers of two
 
 
 def why_not(
@@ -38,10 +38,9 @@ def why_not(
         return f"the inputs are {dtype}, and the kernels compute in float32"
     if input_dim > MAX_WIDTH:
         return f"the inputs have width {input_dim}, and the kernels take {MAX_WIDTH} at most"
-    columns = next_power_of_2(num_slots) * next_power_of_2(heads)
-    if columns > MAX_COLUMNS:
-        what = f"num_slots={num_slots} with heads={heads} make {columns} (each rounded up to a power of two)"
-        return f"{what}, and the kernels take {MAX_COLUMNS} at most"
+    most = MAX_COLUMNS // next_power_of_2(heads)
+    if num_slots > most:
+        return f"num_slots={num_slots} with heads={heads}, with which the kernels take {most} slots at most"
     return _why_not_installed()
 
 

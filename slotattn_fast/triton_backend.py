@@ -1,15 +1,23 @@
 """Slot Attention by the Triton kernels: the order of launches, forward and backward.
 
-The side of the slots that no kernel serves (slots wider than those of `kernels.update`) is done by the PyTorch
-operators of `slot_update`. Equations and symbols are those at the head of `torch_backend`.
+An iteration is one pass over the inputs and one launch over the slots. Slots or inputs that the kernels over the slots
+do not serve, mostly because they are too wide, go through the PyTorch operators of `slot_update` instead. Equations
+and symbols are those at the head of `torch_backend`.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from .kernels import update as slots_kernels
+from .kernels import update_backward as slots_kernels_backward
 from .kernels.arguments import Settings, Weights
+from .kernels.launch import update_serves
 from .kernels.ops import attend_backward, attend_forward, attend_map
 from .slot_update import Gradients, divisor, next_query, next_query_backward, recompute, update, update_backward
+
+Attend = Callable[[int, Tensor], Tensor]
 
 
 def forward_outputs(inputs: Tensor, slots: Tensor, w: Weights, s: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -24,13 +32,21 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The slots [T, B, K, D], E and the queries q- [T, B, h, K, D_in + 1], and mu and r [2, B, N], all in float32."""
     states, sums, queries, stats = forward_outputs(inputs, slots, w, s)
-    mask, slot_mask = _contiguous(mask), _contiguous(slot_mask)
-    current = slots.to(states.dtype)
+    current, mask, slot_mask, w = _prepared(slots, mask, slot_mask, w)
+    fused = _fused(slots, inputs, w, s)
     for t in range(s.iters):
-        queries[t] = next_query(current, w, s)
+        if not fused:
+            queries[t] = next_query(current.to(states.dtype), w, s)
+        elif t == 0:
+            slots_kernels.first_query(current, w, s, queries[0])
         partials = attend_forward(inputs, mask, slot_mask, queries[t], stats, s, first=t == 0)
-        sums[t] = partials.sum(0)
-        current = states[t] = update(current, sums[t], slot_mask, w, s)
+        if fused:
+            query = queries[t + 1] if t + 1 < s.iters else None
+            slots_kernels.update(partials, current, slot_mask, w, s, sums[t], states[t], query)
+        else:
+            sums[t] = partials.sum(0)
+            states[t] = update(current.to(states.dtype), sums[t], slot_mask, w, s)
+        current = states[t]
     return states, sums, queries, stats
 
 
@@ -49,25 +65,70 @@ def backward(
     need_d_inputs: bool,
 ) -> tuple[Tensor | None, Tensor, Weights]:
     """The gradients to the inputs (None if not needed), the initial slots and the weights."""
-    mask, slot_mask = _contiguous(mask), _contiguous(slot_mask)
+    initial, mask, slot_mask, w = _prepared(slots, mask, slot_mask, w)
     d_inputs = torch.empty(inputs.shape, dtype=inputs.dtype, device=inputs.device) if need_d_inputs else None
+    if s.iters == 0:
+        zeros = Weights._make(None if x is None else torch.zeros_like(x) for x in w)
+        return None if d_inputs is None else d_inputs.zero_(), torch.zeros_like(slots), zeros
+
+    def attend(t: int, d_sums: Tensor) -> Tensor:
+        """dq- of iteration t, in parts; in the last pass, of the first iteration, also the gradient to the inputs."""
+        these = slice(t, None if t == 0 and need_d_inputs else t + 1)
+        d_x = d_inputs if t == 0 else None
+        return attend_backward(inputs, mask, slot_mask, queries[these], d_sums[these], stats, s, d_x)
+
+    take = _backward_fused if _fused(slots, inputs, w, s) else _backward_by_operators
+    d_slots, d_weights = take(attend, d_states, initial, slot_mask, states, sums, w, s)
+    return d_inputs, d_slots.to(slots.dtype), d_weights
+
+
+def _backward_fused(
+    attend: Attend,
+    d_states: Tensor,
+    slots: Tensor,
+    slot_mask: Tensor | None,
+    states: Tensor,
+    sums: Tensor,
+    w: Weights,
+    s: Settings,
+) -> tuple[Tensor, Weights]:
+    """The gradients to the initial slots and the weights, by the kernels over the slots."""
+    (T, B, K, D), D_in = states.shape, sums.shape[-1] - 1
+    rows = slots_kernels_backward.new_rows(T, B * K, D, D_in, w, s)
+    d_sums, d_slots = torch.empty_like(sums), torch.empty_like(states)
+    query_partials = d_carry = None
+    for t in reversed(range(T)):
+        slots_kernels_backward.update_backward(
+            *(query_partials, d_states[t], d_carry, states[t], states[t - 1] if t else slots, sums[t]),
+            *(slot_mask, w, s, t, d_slots[t], d_sums[t], rows),
+        )
+        query_partials, d_carry = attend(t, d_sums), d_slots[t]
+    d_initial = torch.empty_like(slots)
+    slots_kernels_backward.first_query_backward(query_partials, d_carry, slots, w, s, d_initial, rows)
+    return d_initial, slots_kernels_backward.weight_gradients(rows, w)
+
+
+def _backward_by_operators(
+    attend: Attend,
+    d_states: Tensor,
+    slots: Tensor,
+    slot_mask: Tensor | None,
+    states: Tensor,
+    sums: Tensor,
+    w: Weights,
+    s: Settings,
+) -> tuple[Tensor, Weights]:
+    """The same by the PyTorch operators of `slot_update`."""
     grads = Gradients(w)
-    before = torch.cat([slots.to(states.dtype)[None], states])[: s.iters]
-    tape = recompute(before, sums, w, s)
+    tape = recompute(torch.cat([slots.to(states.dtype)[None], states[:-1]]), sums, w, s)
     d_sums = torch.empty_like(sums)
     d_current = torch.zeros_like(slots, dtype=states.dtype)
     for t in reversed(range(s.iters)):
         step = tape.at(t, slice(None))
         d_current += d_states[t]
         d_current, d_sums[t] = update_backward(d_current, slot_mask, step, w, s, grads)
-        last = slice(t, None if t == 0 else t + 1)
-        partials = attend_backward(
-            inputs, mask, slot_mask, queries[last], d_sums[last], stats, s, d_inputs if t == 0 else None
-        )
-        d_current += next_query_backward(partials.sum(0), step, w, s, grads)
-    if s.iters == 0 and d_inputs is not None:
-        d_inputs.zero_()
-    return d_inputs, d_current.to(slots.dtype), grads.total()
+        d_current += next_query_backward(attend(t, d_sums).sum(0), step, w, s, grads)
+    return d_current, grads.total()
 
 
 def attention_map(
@@ -83,10 +144,21 @@ def attention_map(
 
     `sums` is E [B, h, K, D_in + 1] of that iteration, for the weights of the aggregation; None for the softmax.
     """
-    query = next_query(slots.to(w.query.dtype), w, s).contiguous()
+    current, mask, slot_mask, w = _prepared(slots, mask, slot_mask, w)
+    query = next_query(current.to(w.query.dtype), w, s).contiguous()
     by = None if sums is None else divisor(sums, s).contiguous()
-    return attend_map(inputs, _contiguous(mask), _contiguous(slot_mask), query, by, s, slots.dtype)
+    return attend_map(inputs, mask, slot_mask, query, by, s, slots.dtype)
 
 
-def _contiguous(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.contiguous()
+def _fused(slots: Tensor, inputs: Tensor, w: Weights, s: Settings) -> bool:
+    """Whether the kernels over the slots serve the call."""
+    hidden = None if w.hidden is None else len(w.hidden)
+    return update_serves(slots.shape[-1], inputs.shape[-1], hidden, s.heads)
+
+
+def _prepared(
+    slots: Tensor, mask: Tensor | None, slot_mask: Tensor | None, w: Weights
+) -> tuple[Tensor, Tensor | None, Tensor | None, Weights]:
+    """All that the kernels take without strides, contiguous."""
+    mask, slot_mask, *weights = (None if x is None else x.contiguous() for x in (mask, slot_mask, *w))
+    return slots.contiguous(), mask, slot_mask, Weights._make(weights)

@@ -1,4 +1,7 @@
-"""The torch backend under PyTorch's transformations: torch.compile, torch.export, torch.func, torch.library."""
+"""The backends under PyTorch's transformations: torch.compile, torch.export, torch.func, torch.library.
+
+The Triton kernels are run by the interpreter and in float32.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,17 +27,25 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "weighted-sum": ({"aggregation": "sum", "use_gru": False}, {}),
     "softmax-over-inputs": ({"aggregation": "sum", "softmax_over": "inputs"}, {}),
 }
-calls = pytest.mark.parametrize(("options", "call"), CALLS.values(), ids=CALLS)
+SERVED = {"torch": list(CALLS), "triton": ["plain", "heads-masks", "attention", "weighted-sum"]}
+calls = pytest.mark.parametrize(
+    ("backend", "options", "call"),
+    [pytest.param(backend, *CALLS[name], id=f"{backend}-{name}") for backend in SERVED for name in SERVED[backend]],
+)
+backends = pytest.mark.parametrize("backend", SERVED)
+DTYPES = {"torch": torch.float64, "triton": torch.float32}
+TOLERANCES = {"torch": 1e-9, "triton": 1e-5}
 
 
-def made(options: dict[str, Any]) -> SlotAttention:
-    module = SlotAttention(5, 12, **options).double()
+def made(options: dict[str, Any], backend: str = "torch") -> SlotAttention:
+    module = SlotAttention(5, 12, backend=backend, **options).to(DTYPES[backend])
     perturb(module)
     return module
 
 
-def given(batch: int = 2, num_inputs: int = 13, num_slots: int = 5) -> dict[str, Tensor]:
-    return {"inputs": normal(batch, num_inputs, 12), "slots_init": normal(batch, num_slots, 12, seed=5)}
+def given(batch: int = 2, num_inputs: int = 13, num_slots: int = 5, backend: str = "torch") -> dict[str, Tensor]:
+    tensors = {"inputs": normal(batch, num_inputs, 12), "slots_init": normal(batch, num_slots, 12, seed=5)}
+    return {name: x.to(DTYPES[backend]) for name, x in tensors.items()}
 
 
 def by_own_names(found: Results) -> Results:
@@ -43,22 +54,24 @@ def by_own_names(found: Results) -> Results:
 
 
 @calls
-def test_compiles_whole_with_its_backward(options: dict[str, Any], call: dict[str, Any]) -> None:
-    module = made(options)
+def test_compiles_whole_with_its_backward(backend: str, options: dict[str, Any], call: dict[str, Any]) -> None:
+    module, tensors = made(options, backend), given(backend=backend)
     torch.compiler.reset()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    found, expected = results(compiled, **given(), **call), results(module, **given(), **call)
-    assert_same(by_own_names(found), expected, 1e-9)
+    found, expected = results(compiled, **tensors, **call), results(module, **tensors, **call)
+    assert_same(by_own_names(found), expected, TOLERANCES[backend])
 
 
-def test_one_graph_serves_every_size() -> None:
-    module = made({})
+@backends
+def test_one_graph_serves_every_size(backend: str) -> None:
+    module = made({}, backend)
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
     for sizes in ((2, 13, 5), (3, 29, 7), (5, 17, 4)):
-        found, expected = results(compiled, **given(*sizes)), results(module, **given(*sizes))
-        assert_same(by_own_names(found), expected, 1e-9)
+        tensors = given(*sizes, backend=backend)
+        found, expected = results(compiled, **tensors), results(module, **tensors)
+        assert_same(by_own_names(found), expected, TOLERANCES[backend])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
@@ -85,8 +98,8 @@ def test_compiles_under_autocast() -> None:
 
 
 @calls
-def test_exports(options: dict[str, Any], call: dict[str, Any]) -> None:
-    module, tensors = made(options), given()
+def test_exports(backend: str, options: dict[str, Any], call: dict[str, Any]) -> None:
+    module, tensors = made(options, backend), given(backend=backend)
     expected = module(**tensors, **call)
     exported = torch.export.export(module, (), {**tensors, **call}).module()
     torch.testing.assert_close(exported(**tensors, **call), expected)
@@ -107,18 +120,19 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", ["plain", "heads-masks"])
-def test_operators_are_registered_right(name: str) -> None:
+@backends
+@pytest.mark.parametrize("name", ["plain", "heads-masks", "attention"])
+def test_operators_are_registered_right(backend: str, name: str) -> None:
     """opcheck: the schema tells of no aliasing or mutation that is not there, and fake tensors get the right shapes."""
     options, call = CALLS[name]
     with Recorder() as recorder:
-        results(made(options), **given(), **call)
-    assert {str(op) for op in recorder.calls} == {
-        "slotattn_fast.torch_forward.default",
-        "slotattn_fast.torch_backward.default",
-    }
+        results(made(options, backend), **given(backend=backend), **call)
+    expected = {f"slotattn_fast.{backend}_{which}.default" for which in ("forward", "backward")}
+    if backend == "triton" and "return_attn" in call:
+        expected.add("slotattn_fast.triton_map.default")
+    assert {str(op) for op in recorder.calls} == expected
     for op, args in recorder.calls.items():
-        wanted = "forward" in str(op)  # the backward operator has no derivative of its own
+        wanted = "backward" not in str(op)  # the backward operator has no derivative of its own
         args = tree_map_only(Tensor, lambda x: x.detach().requires_grad_(wanted and x.is_floating_point()), args)  # noqa: B023
         torch.library.opcheck(op, args)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from importlib import metadata
+from typing import Any
 
 import pytest
 import torch
@@ -18,20 +19,58 @@ def _no_memory() -> Iterator[None]:
     support._why_not_installed.cache_clear()
 
 
-def test_auto_takes_torch_on_a_cpu_and_says_why() -> None:
-    backend = explain_backend(torch.zeros(2, 3, 4))
-    assert backend.name == "torch"
-    assert "'cpu'" in backend.reason
-    assert "CUDA or ROCm" in backend.reason
+SERVED = ("cuda", torch.bfloat16, 64, 7, 1, "slots", "mean")
+
+
+def test_auto_takes_torch_on_a_cpu_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    for interpreted in ("0", "1"):
+        monkeypatch.setenv("TRITON_INTERPRET", interpreted)
+        backend = explain_backend(torch.zeros(2, 3, 4))
+        assert backend.name == "torch"
+        assert "'cpu'" in backend.reason
     assert explain_backend(torch.zeros(2, 3, 4), "torch").name == "torch"
 
 
-def test_triton_on_a_cpu_raises_with_the_reason() -> None:
-    message = r"backend=\"triton\" cannot serve this call.*'cpu'.*use backend=\"auto\" or \"torch\""
+def test_triton_on_a_cpu_raises_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    message = r"backend=\"triton\" cannot serve this call.*'cpu'.*CUDA or ROCm.*use backend=\"auto\" or \"torch\""
     with pytest.raises(RuntimeError, match=message):
         explain_backend(torch.zeros(2, 3, 4), "triton")
     with pytest.raises(RuntimeError, match=message):
         SlotAttention(3, 4, backend="triton")(torch.zeros(2, 3, 4))
+
+
+def test_triton_on_a_cpu_in_the_interpreter() -> None:
+    assert explain_backend(torch.zeros(2, 3, 4), "triton").name == "triton"
+
+
+@pytest.mark.parametrize(
+    ("options", "call", "message"),
+    [
+        ({"softmax_over": "inputs", "aggregation": "sum"}, {}, "softmax_over='inputs'.*softmax over the slots alone"),
+        ({"aggregation": "sum_norm"}, {}, "aggregation='sum_norm'.*weighted mean and the weighted sum"),
+        ({}, {"num_slots": 65}, "num_slots=65 with heads=1, .*64 slots at most"),
+        ({"heads": 4}, {"num_slots": 17}, "num_slots=17 with heads=4, .*16 slots at most"),
+        ({"input_dim": 513}, {}, "width 513.*512 at most"),
+    ],
+)
+def test_what_the_kernels_do_not_serve(options: dict[str, Any], call: dict[str, Any], message: str) -> None:
+    """Named, they raise with the reason; "auto" takes the other backend."""
+    module = SlotAttention(3, 4, backend="triton", **options)
+    inputs = torch.zeros(2, 3, module.input_dim)
+    with pytest.raises(RuntimeError, match=message):
+        module(inputs, **call)
+    module.backend = "auto"
+    module(inputs, **call)
+
+
+def test_float64_is_not_served() -> None:
+    with pytest.raises(RuntimeError, match=r"the inputs are torch.float64, and the kernels compute in float32"):
+        explain_backend(torch.zeros(2, 3, 4, dtype=torch.float64), "triton")
+
+
+def test_what_the_kernels_serve() -> None:
+    assert support.why_not(*SERVED) is None
 
 
 def test_unknown_backend() -> None:
@@ -46,16 +85,16 @@ def test_triton_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    assert support.why_not("cuda") == "Triton is not installed, and the kernels need 3.6 or newer"
+    assert support.why_not(*SERVED) == "Triton is not installed, and the kernels need 3.6 or newer"
 
 
 @pytest.mark.parametrize("version", ["2.3.1", "3.5.9"])
 def test_triton_too_old(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: version)
-    assert support.why_not("cuda") == f"Triton {version} is installed, and the kernels need 3.6 or newer"
+    assert support.why_not(*SERVED) == f"Triton {version} is installed, and the kernels need 3.6 or newer"
 
 
 @pytest.mark.parametrize("version", ["3.6.0", "3.10.0", "3.9.0+git1234", "4.0"])
 def test_triton_new_enough(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: version)
-    assert "is installed" not in support.why_not("cuda")
+    assert support.why_not(*SERVED) is None

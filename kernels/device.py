@@ -1,0 +1,20 @@
+"""What a launch has to know of the device and of PyTorch's settings for it."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+WARP_SIZE = 32 if torch.version.hip is None else 64
+
+
+def precision(x: Tensor) -> str:
+    """Of the products of float32 matrices: TF32 where PyTorch's own on this device use it."""
+    tf32 = x.is_cuda and torch.version.hip is None and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if tf32 else "ieee"
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; 1 for the interpreter, which runs on a CPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

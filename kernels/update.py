@@ -1,0 +1,205 @@
+"""The small side of Slot Attention in Triton: from the sums over the inputs to the next iteration's query, and back.
+
+B images, K slots, h heads, widths D (slots), D_in (inputs) and H (hidden layer), T iterations, P parts of the inputs
+whose sums are added in the order 0 .. P - 1. A row r = b * K + k is one slot of one image, R = B * K. The equations are
+
+    E   = (y, S) = sum over p of the partial sums        [R, h, D_in + 1]
+    m   = E / divisor                                    S, S + eps or 1; 1 where that is 0
+    h'  = GRU(m V + b, h)                                m V + b alone without a GRU
+    h'' = h' + W_o relu(W_h LN(h') + b_h) + b_o          h' alone without an MLP
+    q-  = (q~, c) = LN(h'') Q + Q_0                      [R, h, D_in + 1], of the next iteration
+
+A program takes 16 rows through all of it. The last column of E, m and q-, the constant that carries the biases, stands
+outside the products' blocks, so that a width D_in that fills its blocks needs no further one.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arguments import Settings, Weights
+from .device import WARP_SIZE, precision
+from .launch import UpdateConfig, update_config
+from .update_steps import (
+    before_mlp,
+    load,
+    load_vector,
+    next_query,
+    normalise,
+    product,
+    relu,
+    rows_of_program,
+    scale_and_shift,
+    store,
+)
+
+
+@triton.jit(do_not_specialize=["R", "K"])
+def query_fwd_kernel(
+    slots,  # [B, K, D]
+    query,  # [B, h, K, D_in + 1] out
+    query_weight,  # [D, h * (D_in + 1)]
+    query_bias,  # [h * (D_in + 1)]
+    norm_slots,  # [2, D] | None
+    R,
+    K,
+    norm_eps,
+    D: tl.constexpr,
+    D_IN: tl.constexpr,
+    HEADS: tl.constexpr,
+    BR: tl.constexpr,
+    BD: tl.constexpr,
+    BI: tl.constexpr,
+    BC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The query of the first iteration."""
+    o_r, o_e, m_r = rows_of_program(R, K, HEADS, D_IN + 1, BR)
+    o_d = tl.arange(0, BD)
+    b_slots = load(slots, o_r * D, o_d, m_r, o_d < D)  # [BR, D]
+    next_query(
+        b_slots, query, query_weight, query_bias, norm_slots, o_e, m_r, K, norm_eps,
+        D, D_IN, HEADS, BD, BI, BC, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["R", "K", "P"])
+def update_fwd_kernel(
+    partials,  # [P, B, h, K, D_in + 1]
+    slots,  # [B, K, D]
+    slot_mask,  # [B, K] | None
+    sums,  # [B, h, K, D_in + 1] out
+    new_slots,  # [B, K, D] out
+    query,  # [B, h, K, D_in + 1] out | None, after the last iteration
+    query_weight,  # [D, h * (D_in + 1)]
+    query_bias,  # [h * (D_in + 1)]
+    value,  # [h * (D_in + 1), 3 D], without a GRU [.., D]
+    value_bias,  # [3 D] or [D] | None
+    norm_slots,  # [2, D] | None
+    recurrent,  # [3 D, D] | None
+    recurrent_bias,  # [3 D] | None
+    norm_pre_ff,  # [2, D] | None
+    hidden,  # [H, D] | None
+    hidden_bias,  # [H]
+    out,  # [D, H]
+    out_bias,  # [D]
+    R,
+    K,
+    P,
+    eps,  # 0 where it is in the numerator
+    norm_eps,
+    MEAN: tl.constexpr,
+    D: tl.constexpr,
+    D_IN: tl.constexpr,
+    H: tl.constexpr,
+    HEADS: tl.constexpr,
+    BR: tl.constexpr,
+    BD: tl.constexpr,
+    BI: tl.constexpr,
+    BH: tl.constexpr,
+    BC: tl.constexpr,
+    UNROLL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """An iteration's slots from its sums, and the next iteration's query."""
+    E: tl.constexpr = D_IN + 1
+    o_r, o_e, m_r = rows_of_program(R, K, HEADS, E, BR)
+    o_d = tl.arange(0, BD)
+    m_d = o_d < D
+    stride_p = R.to(tl.int64) * HEADS * E
+    b_slots = load(slots, o_r * D, o_d, m_r, m_d)  # [BR, D]
+    b_new, _r, _z, _n, _hn = before_mlp(
+        partials, sums, None, value, value_bias, recurrent, recurrent_bias, b_slots, o_e, o_r, m_r,
+        K, P, stride_p, eps, MEAN, D, D_IN, HEADS, BD, BI, BC, UNROLL, PRECISION,
+    )  # fmt: skip
+    if hidden is not None:
+        b_x = b_new
+        if norm_pre_ff is not None:
+            b_hat, _ = normalise(b_new, m_d, norm_eps, D)
+            b_x = scale_and_shift(b_hat, norm_pre_ff, o_d, m_d, D)
+        b_new += load_vector(out_bias, o_d, m_d)[None, :]
+        o_h = tl.arange(0, BH)
+        m_h = o_h < H
+        b_hidden = tl.zeros([BR, BH], tl.float32) + load_vector(hidden_bias, o_h, m_h)[None, :]
+        b_hidden = relu(product(b_x, hidden, 1, D, o_h, m_h, b_hidden, D, BC, PRECISION))  # [BR, H]
+        b_new = product(b_hidden, out, 1, H, o_d, m_d, b_new, H, BC, PRECISION)
+    if slot_mask is not None:
+        b_kept = tl.load(slot_mask + o_r, mask=m_r, other=0) != 0
+        b_new = tl.where(b_kept[:, None], b_new, b_slots)
+    store(new_slots, b_new, o_r * D, o_d, m_r, m_d)
+    if query is not None:
+        next_query(
+            b_new, query, query_weight, query_bias, norm_slots, o_e, m_r, K, norm_eps,
+            D, D_IN, HEADS, BD, BI, BC, PRECISION,
+        )  # fmt: skip
+
+
+def first_query(slots: Tensor, w: Weights, s: Settings, query: Tensor) -> None:
+    """The query of the first iteration, from contiguous slots [B, K, D] of any floating type.
+
+    Args:
+        query: out [B, h, K, D_in + 1].
+    """
+    check_contiguous(slots, query)
+    (B, K, D), D_in = slots.shape, query.shape[-1] - 1
+    c = update_config(D, D_in, warp_size=WARP_SIZE)
+    if B * K == 0:
+        return
+    query_fwd_kernel[grid(B * K, c)](
+        slots, query, w.query, w.query_bias, w.norm_slots, B * K, K, s.norm_eps,
+        D, D_in, s.heads, c.block_rows, c.block_slots, c.block_inputs, c.block_chunk, precision(slots),
+        num_warps=c.num_warps, num_stages=c.num_stages,
+    )  # fmt: skip
+
+
+def update(
+    partials: Tensor,
+    slots: Tensor,
+    slot_mask: Tensor | None,
+    w: Weights,
+    s: Settings,
+    sums: Tensor,
+    new_slots: Tensor,
+    query: Tensor | None,
+) -> None:
+    """An iteration's slots from its sums, and the query of the next: `slot_update.update` and `next_query`.
+
+    Args:
+        partials: the sums over the inputs in P parts [P, B, h, K, D_in + 1].
+        slots: before the iteration [B, K, D], of any floating type.
+        slot_mask: the slots that take part [B, K]; the others stay as they are.
+        sums: out, the parts' sum E [B, h, K, D_in + 1].
+        new_slots: out [B, K, D].
+        query: out [B, h, K, D_in + 1]; None after the last iteration.
+    """
+    check_contiguous(partials, slots, slot_mask, sums, new_slots, query)
+    (B, K, D), D_in, hidden = slots.shape, sums.shape[-1] - 1, hidden_width(w)
+    c = update_config(D, D_in, hidden, len(partials), WARP_SIZE)
+    if B * K == 0:
+        return
+    update_fwd_kernel[grid(B * K, c)](
+        partials, slots, slot_mask, sums, new_slots, query,
+        w.query, w.query_bias, w.value, w.value_bias, w.norm_slots, w.recurrent, w.recurrent_bias,
+        w.norm_pre_ff, w.hidden, w.hidden_bias, w.out, w.out_bias,
+        B * K, K, len(partials), eps_in_divisor(s), s.norm_eps, s.aggregation == "mean", D, D_in, hidden, s.heads,
+        c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, precision(slots),
+        num_warps=c.num_warps, num_stages=c.num_stages,
+    )  # fmt: skip
+
+
+def hidden_width(w: Weights) -> int:
+    return 1 if w.hidden is None else len(w.hidden)
+
+
+def eps_in_divisor(s: Settings) -> float:
+    return s.eps if s.eps_in == "denominator" else 0.0
+
+
+def grid(num_rows: int, c: UpdateConfig) -> tuple[int]:
+    return (triton.cdiv(num_rows, c.block_rows),)
+
+
+def check_contiguous(*tensors: Tensor | None) -> None:
+    """The kernels know no strides but those of `d_new`."""
+    if not all(x is None or x.is_contiguous() for x in tensors):
+        raise ValueError("the slot update's kernels take contiguous tensors")

@@ -1,0 +1,389 @@
+"""Backward through the kernels in `update`, and the gradients to the weights. That file gives the equations."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arguments import Settings, Weights
+from .device import WARP_SIZE, precision
+from .launch import update_config
+from .update import check_contiguous, eps_in_divisor, grid, hidden_width
+from .update_steps import (
+    before_mlp,
+    divisor,
+    load,
+    load_vector,
+    next_query_backward,
+    normalise,
+    normalise_backward,
+    product,
+    relu,
+    rows_of_program,
+    scale_and_shift,
+    store,
+    store_column_sums,
+)
+
+
+@triton.jit(do_not_specialize=["R", "K", "P"])
+def query_bwd_kernel(
+    partials,  # [P, B, h, K, D_in + 1], of the gradient to the query
+    slots,  # [B, K, D]
+    d_carry,  # [B, K, D] | None
+    d_slots,  # [B, K, D] out
+    query_weight,  # [D, h * (D_in + 1)]
+    norm_slots,  # [2, D] | None
+    slots_normed,  # [T * R, D] out; rows 0 .. R - 1 are written
+    d_query,  # [T * R, h * (D_in + 1)] out
+    columns,  # [T, programs, C] out
+    R,
+    K,
+    P,
+    norm_eps,
+    D: tl.constexpr,
+    D_IN: tl.constexpr,
+    HEADS: tl.constexpr,
+    C: tl.constexpr,
+    BR: tl.constexpr,
+    BD: tl.constexpr,
+    BI: tl.constexpr,
+    BC: tl.constexpr,
+    UNROLL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The gradient to the initial slots: what the first update hands on, and that through the first query."""
+    E: tl.constexpr = D_IN + 1
+    o_r, o_e, m_r = rows_of_program(R, K, HEADS, E, BR)
+    o_d = tl.arange(0, BD)
+    m_d = o_d < D
+    b_d = next_query_backward(
+        partials, load(slots, o_r * D, o_d, m_r, m_d), query_weight, norm_slots, slots_normed, d_query,
+        columns + tl.program_id(0) * C, o_e, o_r, m_r, K, P, R.to(tl.int64) * HEADS * E, norm_eps,
+        D, D_IN, HEADS, BD, BI, BC, UNROLL, PRECISION,
+    )  # fmt: skip
+    if d_carry is not None:
+        b_d += load(d_carry, o_r * D, o_d, m_r, m_d)
+    store(d_slots, b_d, o_r * D, o_d, m_r, m_d)
+
+
+@triton.jit(do_not_specialize=["R", "K", "P", "t"])
+def update_bwd_kernel(
+    partials,  # [P, B, h, K, D_in + 1], of the gradient to the next iteration's query; None after the last iteration
+    d_new,  # [B, K, D] by its strides
+    d_carry,  # [B, K, D] | None
+    new_slots,  # [B, K, D]
+    slots,  # [B, K, D], before the iteration
+    sums,  # [B, h, K, D_in + 1]
+    slot_mask,  # [B, K] | None
+    d_slots,  # [B, K, D] out
+    d_sums,  # [B, h, K, D_in + 1] out
+    query_weight,  # [D, h * (D_in + 1)]
+    value,  # [h * (D_in + 1), 3 D], without a GRU [.., D]
+    value_bias,  # [3 D] or [D] | None
+    norm_slots,  # [2, D] | None
+    recurrent,  # [3 D, D] | None
+    recurrent_bias,  # [3 D] | None
+    norm_pre_ff,  # [2, D] | None
+    hidden,  # [H, D] | None
+    hidden_bias,  # [H]
+    out,  # [D, H]
+    slots_normed,  # [T * R, D] out, the rows of iteration t + 1; those below are of iteration t
+    d_query,  # [T * R, h * (D_in + 1)] out, the rows of iteration t + 1
+    mean,  # [T * R, h * (D_in + 1)] out
+    d_updates,  # [T * R, 3 D or D] out
+    slots_rows,  # [T * R, D] out | None
+    d_recurrent,  # [T * R, 3 D] out | None
+    new_normed,  # [T * R, D] out | None
+    d_hidden,  # [T * R, H] out | None
+    hidden_rows,  # [T * R, H] out | None
+    d_out,  # [T * R, D] out | None
+    columns,  # [T, programs, C] out
+    t,
+    R,
+    K,
+    P,
+    stride_b,  # of d_new
+    stride_k,
+    stride_d,
+    eps,  # 0 where it is in the numerator
+    norm_eps,
+    MEAN: tl.constexpr,
+    D: tl.constexpr,
+    D_IN: tl.constexpr,
+    H: tl.constexpr,
+    HEADS: tl.constexpr,
+    C: tl.constexpr,
+    BR: tl.constexpr,
+    BD: tl.constexpr,
+    BI: tl.constexpr,
+    BH: tl.constexpr,
+    BC: tl.constexpr,
+    UNROLL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """From the gradient to an iteration's new slots, directly and by the next query, to that of its slots and sums."""
+    E: tl.constexpr = D_IN + 1
+    V: tl.constexpr = D if recurrent is None else 3 * D  # a row of the value weights: r, z, n, or the update alone
+    N: tl.constexpr = V - D  # where n begins in it
+    # Where the rows' sums stand in `columns`, in the order of `_column_widths`.
+    AT_VALUE: tl.constexpr = HEADS * E + 2 * D
+    AT_RECURRENT: tl.constexpr = AT_VALUE + V
+    AT_NORM: tl.constexpr = AT_RECURRENT + V
+    AT_OUT: tl.constexpr = AT_NORM + 2 * D
+    AT_HIDDEN: tl.constexpr = AT_OUT + D
+    o_r, o_e, m_r = rows_of_program(R, K, HEADS, E, BR)
+    o_tr = o_r + t.to(tl.int64) * R  # [BR]
+    o_d, o_i = tl.arange(0, BD), tl.arange(0, BI)
+    m_d, m_i = o_d < D, o_i < D_IN
+    stride_p = R.to(tl.int64) * HEADS * E
+    programs = tl.num_programs(0)
+    p_sums = columns + (t.to(tl.int64) * programs + tl.program_id(0)) * C
+
+    o_new = (o_r // K) * stride_b + (o_r % K) * stride_k
+    b_d = load(d_new, o_new, o_d.to(tl.int64) * stride_d, m_r, m_d)  # [BR, D]
+    if d_carry is not None:
+        b_d += load(d_carry, o_r * D, o_d, m_r, m_d)
+    if partials is not None:
+        b_d += next_query_backward(
+            partials, load(new_slots, o_r * D, o_d, m_r, m_d), query_weight, norm_slots, slots_normed, d_query,
+            p_sums + programs * C, o_e, o_tr + R, m_r, K, P, stride_p, norm_eps,
+            D, D_IN, HEADS, BD, BI, BC, UNROLL, PRECISION,
+        )  # fmt: skip
+    b_slots = load(slots, o_r * D, o_d, m_r, m_d)  # [BR, D]
+    b_new, b_r, b_z, b_n, b_hn = before_mlp(
+        None, sums, mean, value, value_bias, recurrent, recurrent_bias, b_slots, o_e, o_tr, m_r,
+        K, P, stride_p, eps, MEAN, D, D_IN, HEADS, BD, BI, BC, UNROLL, PRECISION,
+    )  # fmt: skip
+    b_dslots = tl.zeros([BR, BD], tl.float32)
+    if slot_mask is not None:
+        b_kept = (tl.load(slot_mask + o_r, mask=m_r, other=0) != 0)[:, None]
+        b_dslots = tl.where(b_kept, 0.0, b_d)
+        b_d = tl.where(b_kept, b_d, 0.0)
+
+    if hidden is not None:
+        store_column_sums(p_sums + AT_OUT, b_d, o_d, m_d)
+        store(d_out, b_d, o_tr * D, o_d, m_r, m_d)
+        b_x = b_new
+        if norm_pre_ff is not None:
+            b_hat, b_rstd = normalise(b_new, m_d, norm_eps, D)
+            b_x = scale_and_shift(b_hat, norm_pre_ff, o_d, m_d, D)
+        store(new_normed, b_x, o_tr * D, o_d, m_r, m_d)
+        o_h = tl.arange(0, BH)
+        m_h = o_h < H
+        b_hidden = tl.zeros([BR, BH], tl.float32) + load_vector(hidden_bias, o_h, m_h)[None, :]
+        b_hidden = relu(product(b_x, hidden, 1, D, o_h, m_h, b_hidden, D, BC, PRECISION))  # [BR, H]
+        store(hidden_rows, b_hidden, o_tr * H, o_h, m_r, m_h)
+        b_dh = tl.zeros([BR, BH], tl.float32)
+        b_dh = product(b_d, out, H, 1, o_h, m_h, b_dh, D, BC, PRECISION)
+        b_dh = tl.where(b_hidden <= 0, 0.0, b_dh)
+        store(d_hidden, b_dh, o_tr * H, o_h, m_r, m_h)
+        store_column_sums(p_sums + AT_HIDDEN, b_dh, o_h, m_h)
+        b_dx = tl.zeros([BR, BD], tl.float32)
+        b_dx = product(b_dh, hidden, D, 1, o_d, m_d, b_dx, H, BC, PRECISION)
+        if norm_pre_ff is not None:
+            b_dx = normalise_backward(b_dx, b_hat, b_rstd, norm_pre_ff, p_sums + AT_NORM, o_d, m_d, D)
+        b_d += b_dx
+
+    b_dn = b_d
+    if recurrent is not None:
+        # h' = (1 - z) n + z h,  n = tanh(i_n + r h_n),  r, z = sigmoid(i + h)
+        b_dn = (b_d - b_d * b_z) * (1 - b_n * b_n)
+        b_dz = b_d * (b_slots - b_n) * b_z * (1 - b_z)
+        b_dr = b_dn * b_hn * b_r * (1 - b_r)
+        b_dhn = b_dn * b_r
+        store(slots_rows, b_slots, o_tr * D, o_d, m_r, m_d)
+        store(d_updates, b_dr, o_tr * V, o_d, m_r, m_d)
+        store(d_updates + D, b_dz, o_tr * V, o_d, m_r, m_d)
+        store(d_recurrent, b_dr, o_tr * V, o_d, m_r, m_d)
+        store(d_recurrent + D, b_dz, o_tr * V, o_d, m_r, m_d)
+        store(d_recurrent + 2 * D, b_dhn, o_tr * V, o_d, m_r, m_d)
+        store_column_sums(p_sums + AT_VALUE, b_dr, o_d, m_d)
+        store_column_sums(p_sums + AT_VALUE + D, b_dz, o_d, m_d)
+        store_column_sums(p_sums + AT_RECURRENT, b_dr, o_d, m_d)
+        store_column_sums(p_sums + AT_RECURRENT + D, b_dz, o_d, m_d)
+        store_column_sums(p_sums + AT_RECURRENT + 2 * D, b_dhn, o_d, m_d)
+        b_dslots += b_d * b_z
+        b_dslots = product(b_dr, recurrent, D, 1, o_d, m_d, b_dslots, D, BC, PRECISION)
+        b_dslots = product(b_dz, recurrent + D * D, D, 1, o_d, m_d, b_dslots, D, BC, PRECISION)
+        b_dslots = product(b_dhn, recurrent + 2 * D * D, D, 1, o_d, m_d, b_dslots, D, BC, PRECISION)
+    store(d_updates + N, b_dn, o_tr * V, o_d, m_r, m_d)
+    store_column_sums(p_sums + AT_VALUE + N, b_dn, o_d, m_d)
+    store(d_slots, b_dslots, o_r * D, o_d, m_r, m_d)
+
+    for i_h in range(HEADS):
+        o_head = o_e + i_h * K * E
+        p_v = value + i_h * E * V
+        b_mass = load_vector(sums, o_head + D_IN, m_r)  # [BR]
+        b_by = divisor(b_mass, eps, MEAN)
+        b_dm = tl.zeros([BR, BI], tl.float32)
+        b_dm = product(b_dn, p_v + N, 1, V, o_i, m_i, b_dm, D, BC, PRECISION)
+        b_dmass = tl.sum(b_dn * load_vector(p_v + D_IN * V + N, o_d, m_d)[None, :], 1)
+        if recurrent is not None:
+            b_dm = product(b_dr, p_v, 1, V, o_i, m_i, b_dm, D, BC, PRECISION)
+            b_dmass += tl.sum(b_dr * load_vector(p_v + D_IN * V, o_d, m_d)[None, :], 1)
+            b_dm = product(b_dz, p_v + D, 1, V, o_i, m_i, b_dm, D, BC, PRECISION)
+            b_dmass += tl.sum(b_dz * load_vector(p_v + D_IN * V + D, o_d, m_d)[None, :], 1)
+        b_dm /= b_by[:, None]
+        b_dmass /= b_by
+        store(d_sums, b_dm, o_head, o_i, m_r, m_i)
+        if MEAN:
+            b_m = load(sums, o_head, o_i, m_r, m_i) / b_by[:, None]  # [BR, D_in]
+            b_dmass -= tl.sum(b_dm * b_m, 1) + b_dmass * (b_mass / b_by)  # dS = .. - dE . m
+        tl.store(d_sums + o_head + D_IN, b_dmass, mask=m_r)
+
+
+class Rows(NamedTuple):
+    """What the backward kernels leave for `weight_gradients`: rows, of all T iterations, whose products are summed.
+
+    None where a layer is left out.
+    """
+
+    slots_normed: Tensor  # [T, R, D]
+    d_query: Tensor  # [T, R, h * (D_in + 1)]
+    mean: Tensor  # [T, R, h * (D_in + 1)]
+    d_updates: Tensor  # [T, R, 3 D], without a GRU [.., D]
+    slots: Tensor | None  # [T, R, D]
+    d_recurrent: Tensor | None  # [T, R, 3 D]
+    new_normed: Tensor | None  # [T, R, D]
+    d_hidden: Tensor | None  # [T, R, H]
+    hidden: Tensor | None  # [T, R, H]
+    d_out: Tensor | None  # [T, R, D]
+    columns: Tensor  # [T, programs, C]: a program's sums over its rows, for biases and LayerNorms
+
+
+def new_rows(iters: int, num_rows: int, D: int, D_in: int, w: Weights, s: Settings) -> Rows:
+    """Room for what the backward kernels leave of `iters` iterations of B * K = `num_rows` slots."""
+    query_width, hidden = s.heads * (D_in + 1), hidden_width(w)
+    programs = triton.cdiv(num_rows, update_config(D, D_in).block_rows)
+
+    def rows(width: int, wanted: Tensor | None = w.query) -> Tensor | None:
+        return None if wanted is None else w.query.new_empty(iters, num_rows, width)
+
+    return Rows._make((
+        rows(D), rows(query_width), rows(query_width), rows(w.value.shape[1]),
+        rows(D, w.recurrent), rows(3 * D, w.recurrent),
+        rows(D, w.hidden), rows(hidden, w.hidden), rows(hidden, w.hidden), rows(D, w.hidden),
+        w.query.new_empty(iters, programs, sum(_column_widths(D, w))),
+    ))  # fmt: skip
+
+
+def update_backward(
+    query_partials: Tensor | None,
+    d_new: Tensor,
+    d_carry: Tensor | None,
+    new_slots: Tensor,
+    slots: Tensor,
+    sums: Tensor,
+    slot_mask: Tensor | None,
+    w: Weights,
+    s: Settings,
+    t: int,
+    d_slots: Tensor,
+    d_sums: Tensor,
+    rows: Rows,
+) -> None:
+    """Backward through `update`: `slot_update.next_query_backward` of the new slots, and `update_backward`.
+
+    Args:
+        query_partials: the gradient to the next iteration's query in P parts [P, B, h, K, D_in + 1]; None after the
+            last iteration.
+        d_new: the gradient to the new slots from outside [B, K, D], with any strides.
+        d_carry: that from the next iteration's update [B, K, D].
+        new_slots: what `update` gave [B, K, D].
+        slots: before the iteration [B, K, D].
+        sums: what `update` gave [B, h, K, D_in + 1].
+        t: the iteration, counted from 0.
+        d_slots: out [B, K, D].
+        d_sums: out [B, h, K, D_in + 1].
+        rows: out; the rows of iteration t, and those of the query of iteration t + 1.
+    """
+    check_contiguous(query_partials, d_carry, new_slots, slots, sums, slot_mask, d_slots, d_sums, *rows)
+    (B, K, D), D_in, hidden = slots.shape, sums.shape[-1] - 1, hidden_width(w)
+    parts = 1 if query_partials is None else len(query_partials)
+    c = update_config(D, D_in, hidden, parts, WARP_SIZE)
+    if B * K == 0:
+        return
+    update_bwd_kernel[grid(B * K, c)](
+        query_partials, d_new, d_carry, new_slots, slots, sums, slot_mask, d_slots, d_sums,
+        w.query, w.value, w.value_bias, w.norm_slots, w.recurrent, w.recurrent_bias,
+        w.norm_pre_ff, w.hidden, w.hidden_bias, w.out, *rows,
+        t, B * K, K, parts, *d_new.stride(), eps_in_divisor(s), s.norm_eps, s.aggregation == "mean",
+        D, D_in, hidden, s.heads, rows.columns.shape[-1],
+        c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, precision(slots),
+        num_warps=c.num_warps, num_stages=c.num_stages,
+    )  # fmt: skip
+
+
+def first_query_backward(
+    query_partials: Tensor,
+    d_carry: Tensor | None,
+    slots: Tensor,
+    w: Weights,
+    s: Settings,
+    d_slots: Tensor,
+    rows: Rows,
+) -> None:
+    """Backward through `first_query`, to the initial slots.
+
+    Args:
+        query_partials: the gradient to the first query in P parts [P, B, h, K, D_in + 1].
+        d_carry: the gradient to the initial slots from the first update [B, K, D].
+        slots: the initial slots [B, K, D], of any floating type.
+        d_slots: out [B, K, D], of any floating type.
+        rows: out; the rows of the first query.
+    """
+    check_contiguous(query_partials, d_carry, slots, d_slots, *rows)
+    (B, K, D), D_in = slots.shape, query_partials.shape[-1] - 1
+    c = update_config(D, D_in, 1, len(query_partials), WARP_SIZE)
+    if B * K == 0:
+        return
+    query_bwd_kernel[grid(B * K, c)](
+        query_partials, slots, d_carry, d_slots, w.query, w.norm_slots, rows.slots_normed, rows.d_query, rows.columns,
+        B * K, K, len(query_partials), s.norm_eps, D, D_in, s.heads, rows.columns.shape[-1],
+        c.block_rows, c.block_slots, c.block_inputs, c.block_chunk, c.unroll, precision(slots),
+        num_warps=c.num_warps, num_stages=c.num_stages,
+    )  # fmt: skip
+
+
+def weight_gradients(rows: Rows, w: Weights) -> Weights:
+    """The gradients to the weights, once every iteration has left its rows: a product for each matrix, and one sum."""
+
+    def product_of_rows(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+        return None if left is None or right is None else torch.mm(left.flatten(0, 1).mT, right.flatten(0, 1))
+
+    D = rows.slots_normed.shape[-1]
+    # Copies, as the outputs of an operator must not be views of each other.
+    sums = [x.clone() for x in rows.columns.flatten(0, 1).sum(0).split(_column_widths(D, w))]
+    query_bias, norm_slots, value_bias, recurrent_bias, norm_pre_ff, out_bias, hidden_bias = sums
+    return Weights(
+        query=torch.mm(rows.slots_normed.flatten(0, 1).mT, rows.d_query.flatten(0, 1)),
+        query_bias=query_bias,
+        value=torch.mm(rows.mean.flatten(0, 1).mT, rows.d_updates.flatten(0, 1)),
+        value_bias=None if w.value_bias is None else value_bias,
+        norm_slots=None if w.norm_slots is None else norm_slots.view(2, D),
+        norm_updates=None,
+        gates=None,
+        gates_bias=None,
+        recurrent=product_of_rows(rows.d_recurrent, rows.slots),
+        recurrent_bias=None if w.recurrent_bias is None else recurrent_bias,
+        norm_pre_ff=_norm_pre_ff_gradient(norm_pre_ff, w),
+        hidden=product_of_rows(rows.d_hidden, rows.new_normed),
+        hidden_bias=None if w.hidden is None else hidden_bias,
+        out=product_of_rows(rows.d_out, rows.hidden),
+        out_bias=None if w.hidden is None else out_bias,
+    )
+
+
+def _column_widths(D: int, w: Weights) -> list[int]:
+    """`Rows.columns` has query_bias, norm_slots, value_bias, recurrent_bias, norm_pre_ff, out_bias, hidden_bias."""
+    V = w.value.shape[1]
+    return [len(w.query_bias), 2 * D, V, V, 2 * D, D, hidden_width(w)]
+
+
+def _norm_pre_ff_gradient(sums: Tensor, w: Weights) -> Tensor | None:
+    if w.norm_pre_ff is None or w.hidden is None:  # without an MLP, nothing used it
+        return None if w.norm_pre_ff is None else torch.zeros_like(w.norm_pre_ff)
+    return sums.view_as(w.norm_pre_ff)

@@ -1,0 +1,287 @@
+"""Steps of the kernels in `update`, inlined into them. The head of that file gives the equations and symbols."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rows_of_program(R, K, HEADS: tl.constexpr, E: tl.constexpr, BR: tl.constexpr):
+    """A program's rows r [BR], where each begins in [B, h, K, E] for the first head, and which of them there are."""
+    o_r = tl.program_id(0) * BR + tl.arange(0, BR)
+    m_r = o_r < R
+    o_e = ((o_r // K).to(tl.int64) * HEADS * K + o_r % K) * E
+    return o_r.to(tl.int64), o_e, m_r
+
+
+@triton.jit
+def load(p, o_row, o_col, m_row, m_col):
+    """A block [rows, columns] in fp32, 0 outside of the masks; the offsets carry the strides."""
+    m = m_row[:, None] & m_col[None, :]
+    return tl.load(p + (o_row[:, None] + o_col[None, :]), mask=m, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store(p, b_x, o_row, o_col, m_row, m_col):
+    tl.store(p + (o_row[:, None] + o_col[None, :]), b_x, mask=m_row[:, None] & m_col[None, :])
+
+
+@triton.jit
+def load_vector(p, o, m):
+    return tl.load(p + o, mask=m, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_column_sums(p, b_x, o_col, m_col):
+    """The sums over a program's rows; those beyond R are 0."""
+    tl.store(p + o_col, tl.sum(b_x, 0), mask=m_col)
+
+
+@triton.jit
+def sum_parts(p_part, m, stride, P, UNROLL: tl.constexpr):
+    """Sum of what stands at `p_part + p * stride`, in the order 0 .. P - 1; UNROLL loads are under way at once."""
+    b_sum = tl.zeros(p_part.shape, tl.float32)
+    for i in range(0, P, UNROLL):
+        for j in tl.static_range(UNROLL):
+            b_sum += tl.load(p_part + (i + j) * stride, mask=m & (tl.full(m.shape, i + j, tl.int32) < P), other=0.0)
+    return b_sum
+
+
+@triton.jit
+def product(
+    b_x,  # [rows, padded WIDTH]
+    weight,  # [WIDTH, N] by its strides
+    stride_k: tl.constexpr,
+    stride_n: tl.constexpr,
+    o_n,  # [BN]
+    m_n,  # [BN]
+    b_acc,  # [rows, BN]
+    WIDTH: tl.constexpr,
+    BC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """b_acc + x W [rows, BN], summed over BC of WIDTH at a time.
+
+    Without tensor cores a thread holds a dot's operands over all of its sum: BC bounds the registers. The parts of x
+    come out of registers by a gather.
+    """
+    for i in range(0, WIDTH, BC):
+        o_k = i + tl.arange(0, BC)
+        b_part = tl.gather(b_x, tl.broadcast_to(o_k[None, :], [b_x.shape[0], BC]), 1)  # [rows, BC]
+        b_w = load(weight, o_k * stride_k, o_n * stride_n, o_k < WIDTH, m_n)  # [BC, BN]
+        b_acc = tl.dot(b_part, b_w, b_acc, input_precision=PRECISION)
+    return b_acc
+
+
+@triton.jit
+def normalise(b_x, m_d, eps, D: tl.constexpr):
+    """x^ [BR, D] and 1 / standard deviation [BR, 1]."""
+    b_centred = tl.where(m_d[None, :], b_x - tl.sum(b_x, 1)[:, None] / D, 0.0)
+    b_rstd = tl.rsqrt(tl.sum(b_centred * b_centred, 1)[:, None] / D + tl.cast(eps, tl.float32))
+    return b_centred * b_rstd, b_rstd
+
+
+@triton.jit
+def scale_and_shift(b_hat, affine, o_d, m_d, D: tl.constexpr):
+    return b_hat * load_vector(affine, o_d, m_d)[None, :] + load_vector(affine + D, o_d, m_d)[None, :]
+
+
+@triton.jit
+def normalise_backward(b_d, b_hat, b_rstd, affine, p_sums, o_d, m_d, D: tl.constexpr):
+    """dx [BR, D]; the sums over the rows of the gradients to weight and bias go to `p_sums` [2, D]."""
+    store_column_sums(p_sums, b_d * b_hat, o_d, m_d)
+    store_column_sums(p_sums + D, b_d, o_d, m_d)
+    b_d *= load_vector(affine, o_d, m_d)[None, :]
+    # dx = r (dx^ - mean(dx^) - x^ mean(dx^ * x^))
+    b_d -= tl.sum(b_d, 1)[:, None] / D + b_hat * (tl.sum(b_d * b_hat, 1)[:, None] / D)
+    return tl.where(m_d[None, :], b_d * b_rstd, 0.0)
+
+
+@triton.jit
+def divisor(b_mass, eps, MEAN: tl.constexpr):
+    """What E is divided by [BR]; `eps` is 0 where it is in the numerator."""
+    if MEAN:
+        b_by = b_mass + tl.cast(eps, tl.float32)
+        b_by = tl.where(b_by == 0, 1.0, b_by)  # a slot to which nothing at all was given: a mean of 0, not NaN
+    else:
+        b_by = tl.full(b_mass.shape, 1.0, tl.float32)
+    return b_by
+
+
+@triton.jit
+def tanh(b_x):
+    return 1 - 2 / (tl.exp(2 * b_x) + 1)
+
+
+@triton.jit
+def relu(b_x):
+    return tl.where(b_x <= 0, 0.0, b_x)  # NaN stays NaN
+
+
+@triton.jit
+def next_query(
+    b_slots,  # [BR, D]
+    query,  # [B, h, K, D_in + 1] out
+    query_weight,  # [D, h * (D_in + 1)]
+    query_bias,  # [h * (D_in + 1)]
+    norm_slots,  # [2, D] | None
+    o_e,  # [BR], where a row begins in `query`
+    m_r,  # [BR]
+    K,
+    norm_eps,
+    D: tl.constexpr,
+    D_IN: tl.constexpr,
+    HEADS: tl.constexpr,
+    BD: tl.constexpr,
+    BI: tl.constexpr,
+    BC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """q- = LN(slots) Q + Q_0"""
+    E: tl.constexpr = D_IN + 1
+    o_d, o_i = tl.arange(0, BD), tl.arange(0, BI)
+    m_d, m_i = o_d < D, o_i < D_IN
+    b_x = b_slots
+    if norm_slots is not None:
+        b_hat, _ = normalise(b_slots, m_d, norm_eps, D)
+        b_x = scale_and_shift(b_hat, norm_slots, o_d, m_d, D)
+    for i_h in range(HEADS):
+        p_w, p_b, p_q = query_weight + i_h * E, query_bias + i_h * E, query + i_h * K * E
+        b_q = tl.zeros([b_x.shape[0], BI], tl.float32) + load_vector(p_b, o_i, m_i)[None, :]
+        b_q = product(b_x, p_w, HEADS * E, 1, o_i, m_i, b_q, D, BC, PRECISION)
+        store(p_q, b_q, o_e, o_i, m_r, m_i)
+        b_w = load_vector(p_w + D_IN, o_d * (HEADS * E), m_d)  # [D]
+        tl.store(p_q + o_e + D_IN, tl.sum(b_x * b_w[None, :], 1) + tl.load(p_b + D_IN), mask=m_r)
+
+
+@triton.jit
+def next_query_backward(
+    partials,  # [P, B, h, K, D_in + 1], of the gradient to the query
+    b_slots,  # [BR, D], that the query was made from
+    query_weight,  # [D, h * (D_in + 1)]
+    norm_slots,  # [2, D] | None
+    slots_normed,  # [T * R, D] out
+    d_query,  # [T * R, h * (D_in + 1)] out
+    p_sums,  # [h * (D_in + 1) + 2 D] out: over the rows, of the gradients to Q_0 and to the LayerNorm
+    o_e,  # [BR], where a row begins in `partials`
+    o_tr,  # [BR], t * R + r
+    m_r,  # [BR]
+    K,
+    P,
+    stride_p,
+    norm_eps,
+    D: tl.constexpr,
+    D_IN: tl.constexpr,
+    HEADS: tl.constexpr,
+    BD: tl.constexpr,
+    BI: tl.constexpr,
+    BC: tl.constexpr,
+    UNROLL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The gradient to the slots [BR, D]."""
+    E: tl.constexpr = D_IN + 1
+    o_d, o_i = tl.arange(0, BD), tl.arange(0, BI)
+    m_d, m_i = o_d < D, o_i < D_IN
+    m = m_r[:, None] & m_i[None, :]
+    b_d = tl.zeros(b_slots.shape, tl.float32)
+    for i_h in range(HEADS):
+        p_part = partials + o_e + i_h * K * E  # [BR]
+        p_w, p_d, p_s = query_weight + i_h * E, d_query + i_h * E, p_sums + i_h * E
+        b_dq = sum_parts(p_part[:, None] + o_i[None, :], m, stride_p, P, UNROLL)  # [BR, D_in]
+        b_dc = sum_parts(p_part + D_IN, m_r, stride_p, P, UNROLL)  # [BR]
+        store(p_d, b_dq, o_tr * (HEADS * E), o_i, m_r, m_i)
+        tl.store(p_d + o_tr * (HEADS * E) + D_IN, b_dc, mask=m_r)
+        store_column_sums(p_s, b_dq, o_i, m_i)
+        tl.store(p_s + D_IN, tl.sum(b_dc, 0))
+        b_d = product(b_dq, p_w, 1, HEADS * E, o_d, m_d, b_d, D_IN, BC, PRECISION)
+        b_d += b_dc[:, None] * load_vector(p_w + D_IN, o_d * (HEADS * E), m_d)[None, :]
+    b_x = b_slots
+    if norm_slots is not None:
+        b_hat, b_rstd = normalise(b_slots, m_d, norm_eps, D)
+        b_x = scale_and_shift(b_hat, norm_slots, o_d, m_d, D)
+        b_d = normalise_backward(b_d, b_hat, b_rstd, norm_slots, p_sums + HEADS * E, o_d, m_d, D)
+    store(slots_normed, b_x, o_tr * D, o_d, m_r, m_d)
+    return b_d
+
+
+@triton.jit
+def before_mlp(
+    partials,  # [P, B, h, K, D_in + 1] | None
+    sums,  # [B, h, K, D_in + 1], out where there are partial sums
+    mean,  # [T * R, h * (D_in + 1)] out | None
+    value,  # [h * (D_in + 1), 3 D], without a GRU [.., D]
+    value_bias,  # [3 D] or [D] | None
+    recurrent,  # [3 D, D] | None
+    recurrent_bias,  # [3 D] | None
+    b_slots,  # [BR, D]
+    o_e,  # [BR], where a row begins in `sums`
+    o_tr,  # [BR], t * R + r
+    m_r,  # [BR]
+    K,
+    P,
+    stride_p,
+    eps,
+    MEAN: tl.constexpr,
+    D: tl.constexpr,
+    D_IN: tl.constexpr,
+    HEADS: tl.constexpr,
+    BD: tl.constexpr,
+    BI: tl.constexpr,
+    BC: tl.constexpr,
+    UNROLL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """h' and the GRU's r, z, n and W_hn h + b_hn, each [BR, D]; without a GRU, only h' means anything."""
+    E: tl.constexpr = D_IN + 1
+    V: tl.constexpr = D if recurrent is None else 3 * D  # a row of the value weights: r, z, n, or the update alone
+    N: tl.constexpr = V - D  # where n begins in it
+    o_d, o_i = tl.arange(0, BD), tl.arange(0, BI)
+    m_d, m_i = o_d < D, o_i < D_IN
+    b_r = tl.zeros(b_slots.shape, tl.float32)
+    b_z = tl.zeros(b_slots.shape, tl.float32)
+    b_n = tl.zeros(b_slots.shape, tl.float32)
+    b_hn = tl.zeros(b_slots.shape, tl.float32)
+    for i_h in range(HEADS):
+        o_head = o_e + i_h * K * E
+        p_v = value + i_h * E * V
+        if partials is None:
+            b_m = load(sums, o_head, o_i, m_r, m_i)  # [BR, D_in]
+            b_mass = load_vector(sums, o_head + D_IN, m_r)  # [BR]
+        else:
+            p_part = partials + o_head
+            b_m = sum_parts(p_part[:, None] + o_i[None, :], m_r[:, None] & m_i[None, :], stride_p, P, UNROLL)
+            b_mass = sum_parts(p_part + D_IN, m_r, stride_p, P, UNROLL)
+            store(sums, b_m, o_head, o_i, m_r, m_i)
+            tl.store(sums + o_head + D_IN, b_mass, mask=m_r)
+        b_by = divisor(b_mass, eps, MEAN)
+        b_m /= b_by[:, None]
+        b_mass /= b_by
+        if mean is not None:
+            store(mean + i_h * E, b_m, o_tr * (HEADS * E), o_i, m_r, m_i)
+            tl.store(mean + i_h * E + o_tr * (HEADS * E) + D_IN, b_mass, mask=m_r)
+        if recurrent is not None:
+            b_r = product(b_m, p_v, V, 1, o_d, m_d, b_r, D_IN, BC, PRECISION)
+            b_r += b_mass[:, None] * load_vector(p_v + D_IN * V, o_d, m_d)[None, :]
+            b_z = product(b_m, p_v + D, V, 1, o_d, m_d, b_z, D_IN, BC, PRECISION)
+            b_z += b_mass[:, None] * load_vector(p_v + D_IN * V + D, o_d, m_d)[None, :]
+        b_n = product(b_m, p_v + N, V, 1, o_d, m_d, b_n, D_IN, BC, PRECISION)
+        b_n += b_mass[:, None] * load_vector(p_v + D_IN * V + N, o_d, m_d)[None, :]
+    if value_bias is not None:
+        if recurrent is not None:
+            b_r += load_vector(value_bias, o_d, m_d)[None, :]
+            b_z += load_vector(value_bias + D, o_d, m_d)[None, :]
+        b_n += load_vector(value_bias + N, o_d, m_d)[None, :]
+    b_new = b_n
+    if recurrent is not None:
+        b_r = product(b_slots, recurrent, 1, D, o_d, m_d, b_r, D, BC, PRECISION)
+        b_z = product(b_slots, recurrent + D * D, 1, D, o_d, m_d, b_z, D, BC, PRECISION)
+        b_hn = product(b_slots, recurrent + 2 * D * D, 1, D, o_d, m_d, b_hn, D, BC, PRECISION)
+        if recurrent_bias is not None:
+            b_r += load_vector(recurrent_bias, o_d, m_d)[None, :]
+            b_z += load_vector(recurrent_bias + D, o_d, m_d)[None, :]
+            b_hn += load_vector(recurrent_bias + 2 * D, o_d, m_d)[None, :]
+        # h' = (1 - z) n + z h,  n = tanh(i_n + r h_n),  r, z = sigmoid(i + h)
+        b_r, b_z = tl.sigmoid(b_r), tl.sigmoid(b_z)
+        b_n = tanh(b_n + b_r * b_hn)
+        b_new = b_n + b_z * (b_slots - b_n)
+    return b_new, b_r, b_z, b_n, b_hn
