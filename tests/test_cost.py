@@ -1,0 +1,127 @@
+"""Bytes and launches of the Triton backend, counted from its launches; and that count against what kernels touch."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import cost
+from benchmarks.cost import Shape, nbytes, plans
+from slotattn_fast import operators
+
+DISCOVERY = Shape(64, 16384, 64, 7, 64, 3, torch.bfloat16)
+# All of size N goes over the inputs' rows once a pass; what is less than a column for every slot may be kept.
+LARGE = DISCOVERY.B * DISCOVERY.N * DISCOVERY.K
+
+
+@pytest.mark.parametrize("T", [0, 1, 3, 5])
+def test_every_pass_reads_the_inputs_once(T: int) -> None:
+    shape = DISCOVERY._replace(T=T)
+    forward, backward = plans(shape)
+    for plan in (forward, backward):
+        assert plan.moved("x_ptr", written=False) == T * shape.unit
+        assert plan.moved("x_ptr", read=False) == 0
+        assert len(plan.launches) == T
+        reads = [launch.read.get("x_ptr") for launch in plan.launches]
+        assert reads == [shape.unit] * T
+    assert forward.moved("d_x_ptr") == 0
+    assert backward.moved("d_x_ptr", read=False) == (shape.unit if T else 0)
+    assert backward.moved("d_x_ptr", written=False) == 0
+    assert ("zero_" in backward.operators) == (T == 0)  # then the gradient is written by PyTorch
+    # The sides of the slots move little, though every operator of theirs is counted as if nothing stayed in the cache.
+    assert forward.total <= 1.2 * T * shape.unit
+    assert backward.total <= 1.3 * (T + 1) * shape.unit
+
+
+@pytest.mark.parametrize("T", [0, 1, 3, 5])
+def test_nothing_large_is_allocated_but_the_gradient(T: int) -> None:
+    forward, backward = plans(DISCOVERY._replace(T=T))
+    gradient = DISCOVERY.B * DISCOVERY.N * DISCOVERY.D_in
+    assert [n for n in forward.allocations if n >= LARGE] == []
+    assert [n for n in backward.allocations if n >= LARGE] == [gradient]
+
+
+@pytest.mark.parametrize("T", [0, 1, 3, 5])
+def test_nothing_large_is_saved_but_the_inputs(T: int) -> None:
+    shape = DISCOVERY._replace(T=T)
+    w, s = cost.weights(shape, "meta")
+    inputs = torch.empty(shape.B, shape.N, shape.D_in, dtype=shape.dtype, device="meta", requires_grad=True)
+    slots = torch.empty(shape.B, shape.K, shape.D, device="meta", requires_grad=True)
+    saved: list[Tensor] = []
+
+    def pack(x: Tensor) -> Tensor:
+        saved.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        operators.run("triton", inputs, slots, None, None, w, s)
+    large = [x for x in saved if x.numel() >= LARGE]
+    assert len(saved) > len(large) == 1
+    assert large[0].shape == inputs.shape
+    assert large[0].dtype == inputs.dtype
+
+
+class Touched:
+    """What one launch loaded and stored, by the interpreter: addresses of elements, a list for every instruction."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
+        self.loads: list[np.ndarray] = []
+        self.stores: list[np.ndarray] = []
+
+    def of(self, name: str, lists: list[np.ndarray]) -> np.ndarray:
+        """The addresses within a tensor."""
+        x = self.arguments[name]
+        addresses = np.concatenate([np.zeros(0, np.uint64), *lists])
+        return addresses[(addresses >= x.data_ptr()) & (addresses < x.data_ptr() + x.numel() * x.element_size())]
+
+
+@pytest.fixture
+def touched(monkeypatch: pytest.MonkeyPatch) -> list[Touched]:
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    launches: list[Touched] = []
+    builder, accesses = interpreter.InterpreterBuilder, cost.accesses
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def counted_load(self: Any, ptrs: Any, mask: Any, *others: Any) -> Any:
+        launches[-1].loads.append(ptrs.data[mask.data])
+        return load(self, ptrs, mask, *others)
+
+    def counted_store(self: Any, ptrs: Any, value: Any, mask: Any, *others: Any) -> Any:
+        launches[-1].stores.append(ptrs.data[mask.data])
+        return store(self, ptrs, value, mask, *others)
+
+    def launched(arguments: dict[str, Any]) -> Any:
+        launches.append(Touched(arguments))
+        return accesses(arguments)
+
+    monkeypatch.setattr(builder, "create_masked_load", counted_load)
+    monkeypatch.setattr(builder, "create_masked_store", counted_store)
+    monkeypatch.setattr(cost, "accesses", launched)
+    return launches
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["", "mask"])
+def test_counted_is_what_the_kernels_touch(masked: bool, touched: list[Touched]) -> None:
+    """Every argument is read or written as counted; of size N, each element once a launch."""
+    shape = Shape(2, 300, 24, 3, 16, 2, torch.float16, masked)
+    forward, backward = plans(shape, "cpu", run=True)
+    launches = [*forward.launches, *backward.launches]
+    assert len(launches) == len(touched) == 2 * shape.T
+    for launch, actual in zip(launches, touched, strict=True):
+        assert launch.read
+        assert launch.written
+        for name, x in actual.arguments.items():
+            for counted, lists in ((launch.read, actual.loads), (launch.written, actual.stores)):
+                found = actual.of(name, lists)
+                assert len(np.unique(found)) * x.element_size() == counted.get(name, 0), (launch.kernel, name)
+                if shape.N in x.shape:
+                    assert len(np.unique(found)) == len(found), (launch.kernel, name)
+
+
+def test_expanded_inputs_count_once() -> None:
+    assert nbytes(torch.empty(1, 5, 3).expand(4, 5, 3)) == 4 * 5 * 3
+    assert nbytes(torch.empty(4, 5, 3)) == 4 * 4 * 5 * 3
+    assert nbytes(torch.empty(0, 5)) == 0
