@@ -1,0 +1,178 @@
+"""What is compiled ahead of time: cases, the kernels' variants and their arguments, and what is known to fall short.
+
+To add a kernel, add its variants to VARIANTS, name them in a case, and give a function like `attend_launch` for its
+launch. To add a shape, add a case: one stressed axis each, the rest as in training on CLEVR6.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .machine_code import TARGETS, kernel_module
+
+ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
+PASSES = ("forward, first", "forward", "backward, query", "backward, inputs")  # in the order of a call
+MAPS = ("map", "map over inputs")
+EXTREMES = ("forward", "backward, inputs")  # the least and the most that a program holds
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call, and what of it is compiled for what."""
+
+    id: str
+    B: int = 64
+    N: int = 16384
+    D_in: int = 64
+    K: int = 7
+    heads: int = 1
+    T: int = 3  # iterations of the last backward pass
+    mask: bool = False
+    slot_mask: bool = False
+    norm: bool = True
+    nchw: bool = False  # the inputs are the view of a feature map in NCHW memory
+    scalars: str = "fp32"  # type of the scalars: fp64 where Inductor launches
+    precision: str = "ieee"  # of float32 dots
+    variants: tuple[str, ...] = PASSES
+    dtypes: tuple[str, ...] = ("bf16",)
+    targets: tuple[str, ...] = ("sm_90",)
+
+
+EVERY_TARGET = tuple(TARGETS)
+CASES = (
+    Case("discovery", targets=EVERY_TARGET, dtypes=("bf16", "fp32")),
+    Case("discovery", variants=MAPS, targets=EVERY_TARGET),
+    Case("discovery", dtypes=("fp16",)),
+    Case("discovery", dtypes=("fp16",), targets=("sm_80", "gfx942"), variants=EXTREMES),
+    Case("fp64 scalars", scalars="fp64", variants=(*PASSES, *MAPS)),
+    Case("fp64 scalars", scalars="fp64", variants=("forward, first",), targets=("sm_80", "gfx942")),
+    Case("tf32", dtypes=("fp32",), precision="tf32"),
+    Case("tf32", dtypes=("fp32",), precision="tf32", targets=("sm_80", "gfx942"), variants=EXTREMES),
+    Case("set prediction", B=512, N=1024, K=10),
+    Case("set prediction", B=512, N=1024, K=10, targets=("sm_80", "gfx942"), variants=EXTREMES),
+    Case("multi-dsprites", N=4096, D_in=32, K=6),
+    Case("tetrominoes", N=1225, D_in=32, K=4),
+    Case("width 48", D_in=48, variants=EXTREMES),
+    Case("width 128", D_in=128, variants=EXTREMES),
+    Case("width 192", D_in=192, variants=EXTREMES),
+    Case("width 256", D_in=256, N=4096, variants=EXTREMES),
+    Case("width 512", D_in=512, N=1024, variants=EXTREMES, targets=EVERY_TARGET),
+    Case("width 512", D_in=512, N=1024, variants=EXTREMES, dtypes=("fp32",)),
+    Case("slots 1", K=1, variants=EXTREMES),
+    Case("slots 16", K=16, variants=EXTREMES),
+    Case("slots 33", K=33, variants=EXTREMES),
+    Case("slots 64", K=64, variants=EXTREMES, targets=EVERY_TARGET),
+    Case("heads 4", heads=4, variants=EXTREMES),
+    Case("iterations 1", T=1, variants=("backward, inputs",)),
+    Case("iterations 7", T=7, variants=("backward, inputs",)),
+    Case("masks", mask=True, slot_mask=True),
+    Case("no norm", norm=False),
+    Case("feature map", nchw=True, variants=("forward, first", *EXTREMES)),
+)
+
+# Few, and each assertion is made of one at least: what the tests compile.
+QUICK = (
+    r"discovery/(forward, first|forward|backward, query|backward, inputs)/bf16/sm_90",
+    r"discovery/(forward, first|backward, inputs)/bf16/(sm_80|gfx942)",
+    r"discovery/forward/(fp32|fp16)/sm_90",
+    r"fp64 scalars/(forward, first|backward, inputs)/bf16/sm_90",
+)
+
+# The loops of these are counted against the memory, on the target whose clock and memory are known.
+TIMED_TARGET = "sm_90"
+CLOCK = 1.755e9  # Hz
+BANDWIDTH = 4.3e12  # bytes/s, a copy measured on an H200
+ISSUED = 4  # instructions of a warp, by a multiprocessor in a clock
+
+
+class Variant(NamedTuple):
+    """A kernel with those of its arguments that the order of launches decides."""
+
+    module: str
+    kernel: str
+    launch: Callable[["Case", str, str], "Launch"]
+    arguments: dict[str, Any] = {}  # noqa: RUF012
+    units: int = 0  # how often it passes over B * N * D_in elements in memory, reading or writing
+    looped: bool = True  # over blocks of inputs, which are to be copied while others are worked on
+
+
+class Launch(NamedTuple):
+    arguments: dict[str, Any]  # by parameter, more than a kernel takes
+    options: dict[str, Any]  # num_warps and so on
+    tiles: int  # blocks of inputs in all
+
+
+def attend_launch(case: Case, dtype: str, target: str) -> Launch:
+    """Of the kernels over the inputs."""
+    B, N, D_in, K = case.B, case.N, case.D_in, case.K
+    multiprocessors = TARGETS[target].multiprocessors
+    config = kernel_module("launch").attend_config(B, N, D_in, K, case.heads, ITEMSIZE[dtype], multiprocessors)
+    blocking = config.blocking()
+    options = {name: blocking.pop(name) for name in [*blocking] if name.islower()}
+    stride_n, stride_d = (1, N) if case.nchw else (D_in, 1)
+    arguments: dict[str, Any] = {
+        **dict.fromkeys(("x_ptr", "d_x_ptr", "map_ptr"), f"*{dtype}"),
+        **dict.fromkeys(("query_ptr", "d_sums_ptr", "mean_ptr", "rstd_ptr", "partials_ptr", "divisor_ptr"), "*fp32"),
+        "mask_ptr": "*u1" if case.mask else None,
+        "slot_mask_ptr": "*u1" if case.slot_mask else None,
+        **dict.fromkeys(("offset", "norm_eps"), case.scalars),
+        **blocking,
+    }
+    arguments |= {"stride_xb": N * D_in, "stride_xn": stride_n, "stride_xd": stride_d}
+    arguments |= {"B": B, "N": N, "K": K, "H": case.heads, "blocks": config.blocks, "splits": config.splits}
+    arguments |= {"D_IN": D_in, "T": case.T, "NORM": case.norm, "PRECISION": case.precision}
+    return Launch(arguments, options, -(-N // config.block_n) * B)
+
+
+def map_launch(case: Case, dtype: str, target: str) -> Launch:
+    """Of the kernel that writes the attention, a program a block."""
+    launch = attend_launch(case, dtype, target)
+    return launch._replace(arguments={**launch.arguments, "splits": launch.tiles // case.B})
+
+
+FORWARD, BACKWARD, MAP = "attend_fwd_kernel", "attend_bwd_kernel", "attend_map_kernel"
+VARIANTS = {
+    "forward, first": Variant("attend", FORWARD, attend_launch, {"FIRST": True}, units=1),
+    "forward": Variant("attend", FORWARD, attend_launch, {"FIRST": False}, units=1),
+    "backward, query": Variant("attend", BACKWARD, attend_launch, {"T": 1, "d_x_ptr": None}, units=1),
+    "backward, inputs": Variant("attend", BACKWARD, attend_launch, units=2),
+    "map": Variant("attend", MAP, map_launch, {"divisor_ptr": None}, looped=False),
+    "map over inputs": Variant("attend", MAP, map_launch, looped=False),
+}
+
+
+class Row(NamedTuple):
+    """What is compiled once."""
+
+    case: Case
+    variant: str
+    dtype: str
+    target: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.case.id}/{self.variant}/{self.dtype}/{self.target}"
+
+    def launch(self) -> Launch:
+        variant = VARIANTS[self.variant]
+        launch = variant.launch(self.case, self.dtype, self.target)
+        return launch._replace(arguments={**launch.arguments, **variant.arguments})
+
+
+def rows() -> Iterator[Row]:
+    for case in CASES:
+        for combination in itertools.product(case.variants, case.dtypes, case.targets):
+            yield Row(case, *combination)
+
+
+class Known(NamedTuple):
+    """A shortfall that does not fail a check, until it is mended."""
+
+    rows: str  # regular expression of their ids
+    what: str  # a field of `Code`
+    why: str
+    triton: str = ""  # how the version begins
+
+
+KNOWN: tuple[Known, ...] = ()
