@@ -27,7 +27,20 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 SHAPES = ((64, 16384, 64, 7), (64, 4096, 32, 6), (64, 1225, 32, 4), (512, 1024, 64, 10))  # B, N, D_in, K
 MULTIPROCESSORS = 132
 STATS = ("mean_ptr", "rstd_ptr")
-WRITTEN = ("partials_ptr", "d_x_ptr", "map_ptr")  # of the kernels' pointers; the others are read
+ROWS = (  # of all iterations; a launch writes those of one
+    *("slots_normed", "d_query", "mean", "d_updates", "slots_rows", "d_recurrent", "new_normed", "d_hidden"),
+    *("hidden_rows", "d_out", "columns"),
+)
+# The parameters that a kernel writes; it reads the others.
+WRITTEN = {
+    "attend_fwd_kernel": ("partials_ptr",),
+    "attend_bwd_kernel": ("partials_ptr", "d_x_ptr"),
+    "attend_map_kernel": ("map_ptr",),
+    "query_fwd_kernel": ("query",),
+    "update_fwd_kernel": ("sums", "new_slots", "query"),
+    "query_bwd_kernel": ("d_slots", *ROWS),
+    "update_bwd_kernel": ("d_slots", "d_sums", *ROWS),
+}
 OVERWRITE = ("copy_", "fill_", "zero_")  # PyTorch's operators that do not read what they write to
 # Those that launch nothing.
 FREE = ("empty", "empty_like", "new_empty", "empty_strided", "detach", "alias", "lift_fresh", "_unsafe_view")
@@ -81,7 +94,7 @@ class Shape(NamedTuple):
         return self.B * self.N * self.D_in * self.dtype.itemsize
 
 
-def accesses(arguments: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+def accesses(kernel: str, arguments: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes that a launch reads and writes, by parameter."""
     read: dict[str, int] = {}
     written: dict[str, int] = {}
@@ -91,7 +104,8 @@ def accesses(arguments: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]
         if name in STATS and not arguments["NORM"]:
             continue
         first = name in STATS and arguments.get("FIRST", False)
-        (written if first or name in WRITTEN else read)[name] = nbytes(value)
+        side = written if first or name in WRITTEN[kernel] else read
+        side[name] = nbytes(value) // (value.shape[0] if name in ROWS else 1)
     return read, written
 
 
@@ -111,7 +125,7 @@ class _Kernel:
             options = {name: value for name, value in constants.items() if name not in self.kernel.arg_names}
             rest = {name: value for name, value in constants.items() if name not in options}
             bound = inspect.signature(self.kernel.fn).bind(*arguments, **rest).arguments
-            self.plan.launches.append(Launch(self.name, grid, bound, options, *accesses(bound)))
+            self.plan.launches.append(Launch(self.name, grid, bound, options, *accesses(self.name, bound)))
             if self.run:
                 with _disable_current_modes():  # the interpreter uses PyTorch itself
                     self.kernel[grid](*arguments, **constants)
@@ -155,20 +169,27 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 @contextmanager
 def recorded(*, run: bool = False) -> Iterator[Plan]:
     """What is launched meanwhile; the kernels themselves run only if told to."""
-    from slotattn_fast.kernels import ops
+    from slotattn_fast.kernels import ops, update, update_backward
 
     plan = Plan()
-    kernels = {name: kernel for name, kernel in vars(ops).items() if name.endswith("_kernel")}
-    multiprocessors = ops._multiprocessors
+    kernels = [
+        (module, name, kernel)
+        for module in (ops, update, update_backward)
+        for name, kernel in vars(module).items()
+        if name in WRITTEN
+    ]
+    multiprocessors = ops.multiprocessors
     try:
-        for name, kernel in kernels.items():
-            setattr(ops, name, _Kernel(kernel, name, plan, run))
+        for module, name, kernel in kernels:
+            setattr(module, name, _Kernel(kernel, name, plan, run))
         if not run:
-            ops._multiprocessors = lambda device: MULTIPROCESSORS
+            ops.multiprocessors = lambda device: MULTIPROCESSORS
         with _Operators(plan), torch.no_grad():
             yield plan
     finally:
-        vars(ops).update(kernels, _multiprocessors=multiprocessors)
+        for module, name, kernel in kernels:
+            setattr(module, name, kernel)
+        ops.multiprocessors = multiprocessors
 
 
 def weights(shape: Shape, device: str) -> tuple[Any, Any]:

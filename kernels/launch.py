@@ -33,15 +33,16 @@ def attend_config(
 ) -> AttendConfig:
     """The launch for B images of N inputs of D_in elements of `itemsize` bytes, K slots and `heads` heads.
 
-    `which` is "forward" (also for maps), "query" (the backward of an iteration) or "inputs" (its last pass, which has
-    the gradient of a block in registers). Chosen ahead of time, from registers, stack bytes and the instructions of the
-    main loop (benchmarks/results/aot.md), not yet from a time on a GPU.
+    `which` is "first" (the forward of the first iteration, which has a block in registers too), "forward" (of the
+    others, also for maps), "query" (the backward of an iteration) or "inputs" (its last pass, which has the gradient of
+    a block in registers). Chosen ahead of time, from registers, stack bytes and the instructions of the main loop
+    (benchmarks/results/aot.md), not yet from a time on a GPU.
     """
     block_d = max(16, next_power_of_2(D_in))
     block_h = next_power_of_2(heads)
     block_k = max(next_power_of_2(K), 8 // block_h)  # tensor cores take 8 columns or more
     columns = block_h * block_k
-    num_warps, num_stages = 4, 3
+    num_warps, num_stages = 4, 2 if which == "first" else 3
     if which == "inputs":
         # 64 inputs are what a warp group's dot takes; fewer only where the rest would not fit.
         block_n = 64 if itemsize == 2 and block_d <= 128 and columns <= 32 else 16
@@ -49,7 +50,7 @@ def attend_config(
         if itemsize == 4 or block_d > 256 or columns > 32:
             num_warps = 8
     else:
-        elements = 8192 if itemsize == 2 else 4096 if which == "forward" else 2048
+        elements = 8192 if itemsize == 2 else 2048 if which == "query" else 4096
         block_n = max(16, min(128, elements // block_d, 2048 // columns))
         if block_d > 256 or columns > 32:
             num_warps = 8

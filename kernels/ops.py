@@ -5,8 +5,12 @@ from torch import Tensor
 
 from .arguments import Settings
 from .attend import attend_bwd_kernel, attend_fwd_kernel, attend_map_kernel
-from .device import multiprocessors, precision
+from .device import multiprocessors
 from .launch import AttendConfig, attend_config
+
+# Of float32 dots: Triton 3.6 and 3.9 fail to compile a transposed operand in TF32 for sm_90, so TF32 is not used even
+# where PyTorch's setting allows it.
+PRECISION = "ieee"
 
 
 def attend_forward(
@@ -29,7 +33,7 @@ def attend_forward(
         first: whether this is the first iteration.
     """
     (B, N, D_in), (_, h, K, _) = inputs.shape, query.shape
-    config = _config(inputs, K, h, "forward")
+    config = _config(inputs, K, h, "first" if first else "forward")
     partials = query.new_empty(config.splits, *query.shape)
     if partials.numel():
         attend_fwd_kernel[(config.splits * B,)](
@@ -40,7 +44,7 @@ def attend_forward(
             **config.blocking(),
             NORM=s.norm_inputs,
             FIRST=first,
-            PRECISION=precision(inputs),
+            PRECISION=PRECISION,
         )
     return partials
 
@@ -75,7 +79,7 @@ def attend_backward(
             **config.blocking(),
             T=T,
             NORM=s.norm_inputs,
-            PRECISION=precision(inputs),
+            PRECISION=PRECISION,
         )
     return partials
 
@@ -106,7 +110,7 @@ def attend_map(
             D_IN=D_in,
             **config.blocking(),
             NORM=s.norm_inputs,
-            PRECISION=precision(inputs),
+            PRECISION=PRECISION,
         )
     return maps
 
