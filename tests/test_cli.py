@@ -251,7 +251,10 @@ def test_cuda_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_triton_where_it_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_triton_where_it_cannot_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert _train(tmp_path / "runs", "x", "--backend", "triton") == 1
     assert "Triton kernels need" in _one_line(capsys)
     assert _files(tmp_path) == []
