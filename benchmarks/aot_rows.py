@@ -16,6 +16,7 @@ ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
 PASSES = ("forward, first", "forward", "backward, query", "backward, inputs")  # in the order of a call
 MAPS = ("map", "map over inputs")
 EXTREMES = ("forward", "backward, inputs")  # the least and the most that a program holds
+SLOTS = ("absorb", "first query", "update", "update, backward", "first query, backward", "absorb, backward")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Case:
     D_in: int = 64
     K: int = 7
     heads: int = 1
+    D: int = 64
+    hidden: int = 128
     T: int = 3  # iterations of the last backward pass
     mask: bool = False
     slot_mask: bool = False
@@ -68,6 +71,12 @@ CASES = (
     Case("masks", mask=True, slot_mask=True),
     Case("no norm", norm=False),
     Case("feature map", nchw=True, variants=("forward, first", *EXTREMES)),
+    # Over the slots everything is float32.
+    Case("discovery", variants=SLOTS, dtypes=("fp32",), targets=EVERY_TARGET),
+    Case("set prediction", B=512, N=1024, K=10, variants=("update", "update, backward"), dtypes=("fp32",)),
+    Case("width 128", D_in=128, D=128, hidden=256, variants=SLOTS, dtypes=("fp32",)),
+    Case("heads 4", heads=4, variants=SLOTS, dtypes=("fp32",)),
+    Case("fp64 scalars", scalars="fp64", variants=SLOTS, dtypes=("fp32",)),
 )
 
 # Few, and each assertion is made of one at least: what the tests compile.
@@ -76,6 +85,7 @@ QUICK = (
     r"discovery/(forward, first|backward, inputs)/bf16/(sm_80|gfx942)",
     r"discovery/forward/(fp32|fp16)/sm_90",
     r"fp64 scalars/(forward, first|backward, inputs)/bf16/sm_90",
+    r"discovery/(absorb|update|absorb, backward)/fp32/sm_90",
 )
 
 # The loops of these are counted against the memory, on the target whose clock and memory are known.
@@ -131,6 +141,50 @@ def map_launch(case: Case, dtype: str, target: str) -> Launch:
     return launch._replace(arguments={**launch.arguments, "splits": launch.tiles // case.B})
 
 
+def slots_launch(case: Case, dtype: str, target: str) -> Launch:
+    """Of the kernels over the slots, with a GRU, an MLP and all biases; they have no blocks of inputs."""
+    launch, (D, D_in, H, heads) = kernel_module("launch"), (case.D, case.D_in, case.hidden, case.heads)
+    splits = attend_launch(case, "bf16", target).arguments["splits"]
+    config = launch.update_config(D, D_in, H, splits, TARGETS[target].warp_size)
+    tensors = (
+        *("partials", "slots", "sums", "new_slots", "query", "query_weight", "query_bias", "value", "value_bias"),
+        *("norm_slots", "recurrent", "recurrent_bias", "norm_pre_ff", "hidden", "hidden_bias", "out", "out_bias"),
+        *("d_new", "d_carry", "d_slots", "d_sums", "slots_normed", "d_query", "mean", "d_updates", "slots_rows"),
+        *("d_recurrent", "new_normed", "d_hidden", "hidden_rows", "d_out", "columns"),
+        *("to_q", "to_q_bias", "to_k", "to_k_bias", "to_v", "to_v_bias", "norm", "after"),
+        *("d_query_bias", "d_value", "d_to_q", "d_to_q_bias", "d_to_k", "d_to_k_bias", "d_to_v", "d_to_v_bias"),
+        *("d_norm", "d_after"),
+    )
+    arguments: dict[str, Any] = {
+        **dict.fromkeys(tensors, f"*{dtype}"),
+        "slot_mask": "*u1" if case.slot_mask else None,
+        **dict.fromkeys(("eps", "norm_eps", "scale"), case.scalars),
+        "R": case.B * case.K,
+        "K": case.K,
+        "P": splits,
+        "t": 1,
+        "C": heads * (D_in + 1) + 11 * D + H,
+        "stride_b": case.K * D,
+        "stride_k": D,
+        "stride_d": 1,
+        "D": D,
+        "D_IN": D_in,
+        "H": H,
+        "HEADS": heads,
+        "V": 3 * D,
+        "WIDTH": D,
+        "MEAN": True,
+        "PRECISION": "ieee",
+        "BR": config.block_rows,
+        "BD": config.block_slots,
+        "BI": config.block_inputs,
+        "BH": config.block_hidden,
+        "BC": config.block_chunk,
+        "UNROLL": config.unroll,
+    }
+    return Launch(arguments, {"num_warps": config.num_warps, "num_stages": config.num_stages}, 0)
+
+
 FORWARD, BACKWARD, MAP = "attend_fwd_kernel", "attend_bwd_kernel", "attend_map_kernel"
 VARIANTS = {
     "forward, first": Variant("attend", FORWARD, partial(attend_launch, which="first"), {"FIRST": True}, units=1),
@@ -141,6 +195,12 @@ VARIANTS = {
     "backward, inputs": Variant("attend", BACKWARD, partial(attend_launch, which="inputs"), units=2),
     "map": Variant("attend", MAP, map_launch, {"divisor_ptr": None}, looped=False),
     "map over inputs": Variant("attend", MAP, map_launch, looped=False),
+    "absorb": Variant("absorb", "absorb_fwd_kernel", slots_launch, looped=False),
+    "first query": Variant("update", "query_fwd_kernel", slots_launch, looped=False),
+    "update": Variant("update", "update_fwd_kernel", slots_launch, looped=False),
+    "update, backward": Variant("update_backward", "update_bwd_kernel", slots_launch, looped=False),
+    "first query, backward": Variant("update_backward", "query_bwd_kernel", slots_launch, looped=False),
+    "absorb, backward": Variant("absorb", "absorb_bwd_kernel", slots_launch, looped=False),
 }
 
 
@@ -180,6 +240,7 @@ class Known(NamedTuple):
 NO_COPIES = "Triton does not pipeline the load of the inputs"
 KNOWN = (
     Known(r".*/backward, inputs/.*", "stack_bytes", "all queries and the gradient fill the registers"),
+    Known(r"heads 4/.*, backward/.*", "stack_bytes", "a loop over the heads around those of the products"),
     Known(r"(slots (33|64)|heads 4)/forward/.*", "stack_bytes", "too many columns for blocks of 128 inputs"),
     Known(r"slots (33|64)/backward, inputs/.*", "async16", NO_COPIES),
     Known(r"width 512/forward/fp32/gfx942", "shared_bytes", "blocks of 16 inputs, three under way", triton="3.6."),

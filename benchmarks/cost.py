@@ -36,6 +36,10 @@ WRITTEN = {
     "attend_fwd_kernel": ("partials_ptr",),
     "attend_bwd_kernel": ("partials_ptr", "d_x_ptr"),
     "attend_map_kernel": ("map_ptr",),
+    "absorb_fwd_kernel": ("query", "query_bias", "value"),
+    "absorb_bwd_kernel": tuple(
+        f"d_{name}" for name in ("to_q", "to_q_bias", "to_k", "to_k_bias", "to_v", "to_v_bias", "norm", "after")
+    ),
     "query_fwd_kernel": ("query",),
     "update_fwd_kernel": ("sums", "new_slots", "query"),
     "query_bwd_kernel": ("d_slots", *ROWS),
@@ -169,14 +173,11 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 @contextmanager
 def recorded(*, run: bool = False) -> Iterator[Plan]:
     """What is launched meanwhile; the kernels themselves run only if told to."""
-    from slotattn_fast.kernels import ops, update, update_backward
+    from slotattn_fast.kernels import ops, slot_ops
 
     plan = Plan()
     kernels = [
-        (module, name, kernel)
-        for module in (ops, update, update_backward)
-        for name, kernel in vars(module).items()
-        if name in WRITTEN
+        (module, name, kernel) for module in (ops, slot_ops) for name, kernel in vars(module).items() if name in WRITTEN
     ]
     multiprocessors = ops.multiprocessors
     try:
@@ -192,35 +193,44 @@ def recorded(*, run: bool = False) -> Iterator[Plan]:
         ops.multiprocessors = multiprocessors
 
 
-def weights(shape: Shape, device: str) -> tuple[Any, Any]:
-    """Folded weights of the default module, and the settings of its call."""
+def call(shape: Shape, device: str) -> tuple[dict[str, Tensor], Any]:
+    """The parameters of the default module, and the settings of its call."""
     from slotattn_fast.kernels.arguments import Settings
 
     from slotattn_fast import SlotAttention
     from slotattn_fast.functional import NOT_ITERATED
-    from slotattn_fast.slot_update import fold
 
     with torch.device(device):
         module = SlotAttention(shape.K, shape.D, input_dim=shape.D_in)
     params = {name: p.detach() for name, p in module.named_parameters() if name not in NOT_ITERATED}
-    slots = torch.empty(shape.B, shape.K, shape.D, device=device)
-    return fold(params, slots, 1, shape.D**-0.5), Settings(shape.T, 1, 1e-8, 1e-5, "mean", "numerator", True)
+    return params, Settings(shape.T, 1, 1e-8, 1e-5, "mean", "numerator", True)
 
 
 def plans(shape: Shape, device: str = "meta", *, run: bool = False) -> tuple[Plan, Plan]:
     """Of the forward and of the backward pass; on tensors of zeros if they are to run."""
-    from slotattn_fast import triton_backend
+    from slotattn_fast.kernels.slot_ops import absorb, absorb_backward
 
-    w, s = weights(shape, device)
+    from slotattn_fast import triton_backend
+    from slotattn_fast.slot_update import fold
+
+    params, s = call(shape, device)
     make = torch.zeros if run else torch.empty
     inputs = make(shape.B, shape.N, shape.D_in, dtype=shape.dtype, device=device)
     slots = make(shape.B, shape.K, shape.D, device=device)
     mask = torch.ones(shape.B, shape.N, dtype=torch.bool, device=device) if shape.mask else None
+    projections = []
+
+    def absorbing(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        projections.extend(arguments)
+        return absorb(*arguments)
+
     with recorded(run=run) as forward:
+        w = fold(params, slots, 1, shape.D**-0.5, absorbing)
         states, *kept = triton_backend.forward(inputs, slots, mask, None, w, s)
     d_states = make(states.shape, device=device)
     with recorded(run=run) as backward:
-        triton_backend.backward(d_states, inputs, slots, mask, None, states, *kept, w, s, need_d_inputs=True)
+        *_, d_w = triton_backend.backward(d_states, inputs, slots, mask, None, states, *kept, w, s, need_d_inputs=True)
+        absorb_backward(d_w.query, d_w.query_bias, d_w.value, *projections)
     return forward, backward
 
 

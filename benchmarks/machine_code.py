@@ -140,6 +140,8 @@ def compiled(module: str, kernel: str, arguments: dict[str, Any], options: dict[
             )
         value = arguments[param.name]
         kind, divisible = _specialised(value, param.is_constexpr)
+        if param.do_not_specialize and not param.is_constexpr and isinstance(value, int):
+            kind, divisible = "i32", False
         signature[param.name] = kind
         if kind == "constexpr":
             constants[param.name] = value

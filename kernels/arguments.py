@@ -22,6 +22,19 @@ class Settings(NamedTuple):
         return self.eps if self.aggregation == "mean" and self.eps_in == "numerator" else 0.0
 
 
+class Projections(NamedTuple):
+    """What is absorbed into the query and value weights, once a call; None where a layer has no bias or is left out."""
+
+    to_q: Tensor  # [h * d, D]
+    to_q_bias: Tensor | None  # [h * d]
+    to_k: Tensor  # [h * d, D_in]
+    to_k_bias: Tensor | None  # [h * d]
+    to_v: Tensor  # [h * d, D_in]
+    to_v_bias: Tensor | None  # [h * d]
+    norm_input: Tensor | None  # LayerNorm's weight and bias [2, D_in]
+    after: Tensor | None  # what follows the values [V, h * d]: the GRU's input weights, the layer that combines heads
+
+
 class Weights(NamedTuple):
     """What the iterations multiply with, in the precision of the computation; None where a layer is left out."""
 

@@ -86,7 +86,7 @@ def update_config(D: int, D_in: int, hidden: int = 1, splits: int = 1, warp_size
         block_inputs=block_inputs,
         block_hidden=block_hidden,
         block_chunk=16,  # 32 makes the backward kernel spill where a width is a single part
-        unroll=min(8, next_power_of_2(splits)),
+        unroll=max(2, min(8, next_power_of_2(splits))),  # with 1, Triton 3.6 needs stack bytes for the forward
         num_warps=256 // warp_size,
         num_stages=3 if block_slots <= 64 else 2,  # registers
     )

@@ -15,11 +15,7 @@ outside the products' blocks, so that a width D_in that fills its blocks needs n
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .arguments import Settings, Weights
-from .device import WARP_SIZE, precision
-from .launch import UpdateConfig, update_config
 from .update_steps import (
     before_mlp,
     load,
@@ -132,74 +128,3 @@ def update_fwd_kernel(
             b_new, query, query_weight, query_bias, norm_slots, o_e, m_r, K, norm_eps,
             D, D_IN, HEADS, BD, BI, BC, PRECISION,
         )  # fmt: skip
-
-
-def first_query(slots: Tensor, w: Weights, s: Settings, query: Tensor) -> None:
-    """The query of the first iteration, from contiguous slots [B, K, D] of any floating type.
-
-    Args:
-        query: out [B, h, K, D_in + 1].
-    """
-    check_contiguous(slots, query)
-    (B, K, D), D_in = slots.shape, query.shape[-1] - 1
-    c = update_config(D, D_in, warp_size=WARP_SIZE)
-    if B * K == 0:
-        return
-    query_fwd_kernel[grid(B * K, c)](
-        slots, query, w.query, w.query_bias, w.norm_slots, B * K, K, s.norm_eps,
-        D, D_in, s.heads, c.block_rows, c.block_slots, c.block_inputs, c.block_chunk, precision(slots),
-        num_warps=c.num_warps, num_stages=c.num_stages,
-    )  # fmt: skip
-
-
-def update(
-    partials: Tensor,
-    slots: Tensor,
-    slot_mask: Tensor | None,
-    w: Weights,
-    s: Settings,
-    sums: Tensor,
-    new_slots: Tensor,
-    query: Tensor | None,
-) -> None:
-    """An iteration's slots from its sums, and the query of the next: `slot_update.update` and `next_query`.
-
-    Args:
-        partials: the sums over the inputs in P parts [P, B, h, K, D_in + 1].
-        slots: before the iteration [B, K, D], of any floating type.
-        slot_mask: the slots that take part [B, K]; the others stay as they are.
-        sums: out, the parts' sum E [B, h, K, D_in + 1].
-        new_slots: out [B, K, D].
-        query: out [B, h, K, D_in + 1]; None after the last iteration.
-    """
-    check_contiguous(partials, slots, slot_mask, sums, new_slots, query)
-    (B, K, D), D_in, hidden = slots.shape, sums.shape[-1] - 1, hidden_width(w)
-    c = update_config(D, D_in, hidden, len(partials), WARP_SIZE)
-    if B * K == 0:
-        return
-    update_fwd_kernel[grid(B * K, c)](
-        partials, slots, slot_mask, sums, new_slots, query,
-        w.query, w.query_bias, w.value, w.value_bias, w.norm_slots, w.recurrent, w.recurrent_bias,
-        w.norm_pre_ff, w.hidden, w.hidden_bias, w.out, w.out_bias,
-        B * K, K, len(partials), eps_in_divisor(s), s.norm_eps, s.aggregation == "mean", D, D_in, hidden, s.heads,
-        c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, precision(slots),
-        num_warps=c.num_warps, num_stages=c.num_stages,
-    )  # fmt: skip
-
-
-def hidden_width(w: Weights) -> int:
-    return 1 if w.hidden is None else len(w.hidden)
-
-
-def eps_in_divisor(s: Settings) -> float:
-    return s.eps if s.eps_in == "denominator" else 0.0
-
-
-def grid(num_rows: int, c: UpdateConfig) -> tuple[int]:
-    return (triton.cdiv(num_rows, c.block_rows),)
-
-
-def check_contiguous(*tensors: Tensor | None) -> None:
-    """The kernels know no strides but those of `d_new`."""
-    if not all(x is None or x.is_contiguous() for x in tensors):
-        raise ValueError("the slot update's kernels take contiguous tensors")

@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import operators, torch_backend
+from . import operators, slot_update, torch_backend
 from .kernels import why_not
 from .kernels.arguments import Settings
-from .slot_update import fold
 from .validation import NOT_ITERATED, autocast_enabled, check_settings, check_tensors
 
 BACKENDS = ("auto", "triton", "torch")
@@ -89,9 +88,10 @@ def slot_attention(
 
     with torch.autocast(inputs.device.type, enabled=False) if autocast_enabled(inputs) else nullcontext():
         iterated = {name: p for name, p in params.items() if name not in NOT_ITERATED}
-        w = fold(iterated, slots, heads, scale)
-        arguments = (mask, slot_mask, w, s)
         by_autograd = _needs_composite(softmax_over, aggregation)
+        absorb = operators.absorb if chosen.name == "triton" and not by_autograd else slot_update.absorb
+        w = slot_update.fold(iterated, slots, heads, scale, absorb)
+        arguments = (mask, slot_mask, w, s)
         if by_autograd:
             states = torch_backend.composite(inputs, slots, *arguments, softmax_over).to(slots.dtype)
         else:

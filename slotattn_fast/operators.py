@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels.arguments import Settings, Weights
+from . import slot_update
+from .kernels.arguments import Projections, Settings, Weights
+from .kernels.launch import update_serves
 from .torch_backend import attention_maps, composite
 
 KEPT = {"torch": ("sums",), "triton": ("sums", "queries", "stats")}
@@ -50,6 +52,13 @@ def attention_map(
     if backend == "torch":
         return attention_maps(inputs, slots, mask, slot_mask, w, s, "slots", attn_over)
     return torch.ops.slotattn_fast.triton_map(inputs, slots, mask, slot_mask, sums, *w, *s, attn_over)
+
+
+def absorb(p: Projections, heads: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`slot_update.absorb` by a kernel, where the kernels over the slots serve these widths; differentiable, twice."""
+    if p.after is None or not update_serves(p.to_q.shape[1], p.to_k.shape[1], None, heads):
+        return slot_update.absorb(p, heads, scale)
+    return torch.ops.slotattn_fast.triton_absorb(*p, heads, scale)
 
 
 def _weights_and_settings(arguments: tuple[Any, ...]) -> tuple[Weights, Settings]:
@@ -108,15 +117,13 @@ def _register(backend: str, kept: tuple[str, ...]) -> None:
         saved, weights = ctx.saved_tensors[:num_saved], ctx.saved_tensors[num_saved:]
         tensors = (*saved[:2], *weights)
         needs = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[4 : 4 + len(weights)])
-        create_graph = torch.is_grad_enabled()
-        batched = torch._C._functorch.is_legacy_batchedtensor(d_states)  # is_grads_batched=True
-        if not torch.compiler.is_compiling() and (create_graph or batched):
+        if _composite_is_due(d_states):
             mask, slot_mask = saved[2:4]
 
-            def again(inputs: Tensor, slots: Tensor, *weights: Tensor) -> Tensor:
-                return composite(inputs, slots, mask, slot_mask, Weights(*weights), ctx.s)
+            def again(inputs: Tensor, slots: Tensor, *weights: Tensor) -> tuple[Tensor]:
+                return (composite(inputs, slots, mask, slot_mask, Weights(*weights), ctx.s),)
 
-            grads = _gradients_of(again, tensors, needs, d_states, create_graph)
+            grads = _gradients_of(again, tensors, needs, (d_states,), torch.is_grad_enabled())
         else:
             outputs = getattr(torch.ops.slotattn_fast, f"{backend}_backward")(
                 d_states, *saved, *weights, *ctx.s, needs[0]
@@ -130,20 +137,28 @@ def _register(backend: str, kept: tuple[str, ...]) -> None:
 
 
 def _gradients_of(
-    composite: Callable[..., Tensor],
+    composite: Callable[..., tuple[Tensor, ...]],
     tensors: tuple[Any, ...],
     needs: tuple[bool, ...],
-    d_output: Tensor,
+    d_outputs: tuple[Tensor, ...],
     create_graph: bool,
 ) -> list[Tensor | None]:
     """The gradients of `composite(*tensors)` to those tensors that need one, by running it under autograd."""
     with torch.enable_grad():
         # Aliases, so that no path leads from one of the tensors to another by the graph that made it.
         tensors = tuple(None if x is None else x.view_as(x) for x in tensors)
-        output = composite(*tensors)
+        outputs = composite(*tensors)
     wanted = [x for x, need in zip(tensors, needs, strict=True) if need]
-    grads = iter(torch.autograd.grad(output, wanted, d_output, create_graph=create_graph, allow_unused=True))
+    outputs, d_outputs = zip(*((x, d) for x, d in zip(outputs, d_outputs, strict=True) if x.requires_grad), strict=True)
+    grads = iter(torch.autograd.grad(outputs, wanted, d_outputs, create_graph=create_graph, allow_unused=True))
     return [next(grads) if need else None for need in needs]
+
+
+def _composite_is_due(d_output: Tensor) -> bool:
+    """Whether a backward pass is to be differentiable itself, or batched (is_grads_batched=True)."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(d_output)
 
 
 for _backend, _kept in KEPT.items():
@@ -180,11 +195,68 @@ def _map_differentiate(ctx: Any, d_map: Tensor) -> tuple[Tensor | None, ...]:
     inputs, slots, mask, slot_mask, *weights = ctx.saved_tensors
     needs = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[5 : 5 + len(weights)])
 
-    def again(inputs: Tensor, slots: Tensor, *weights: Tensor) -> Tensor:
-        return attention_maps(inputs, slots, mask, slot_mask, Weights(*weights), ctx.s, "slots", ctx.attn_over)
+    def again(inputs: Tensor, slots: Tensor, *weights: Tensor) -> tuple[Tensor]:
+        return (attention_maps(inputs, slots, mask, slot_mask, Weights(*weights), ctx.s, "slots", ctx.attn_over),)
 
-    grads = _gradients_of(again, (inputs, slots, *weights), needs, d_map, torch.is_grad_enabled())
+    grads = _gradients_of(again, (inputs, slots, *weights), needs, (d_map,), torch.is_grad_enabled())
     return *grads[:2], None, None, None, *grads[2:], *[None] * len(ctx.s), None
 
 
 torch.library.register_autograd("slotattn_fast::triton_map", _map_differentiate, setup_context=_map_setup_context)
+
+
+# The absorbed projections by a kernel. What it returns is only used by the operators above.
+
+_PROJECTIONS = ", ".join(f"Tensor? {name}" for name in Projections._fields) + ", int heads, float scale"
+torch.library.define("slotattn_fast::triton_absorb", f"({_PROJECTIONS}) -> (Tensor, Tensor, Tensor)")
+torch.library.define(
+    "slotattn_fast::triton_absorb_backward",
+    f"(Tensor d_query, Tensor d_query_bias, Tensor d_value, {_PROJECTIONS}) -> Tensor[]",
+)
+
+
+@torch.library.impl("slotattn_fast::triton_absorb", "CompositeExplicitAutograd")
+def _absorb(*arguments: Any) -> tuple[Tensor, ...]:
+    return import_module(".kernels.slot_ops", __package__).absorb(Projections(*arguments[:-2]), *arguments[-2:])
+
+
+@torch.library.register_fake("slotattn_fast::triton_absorb")
+def _absorb_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    p, heads = Projections(*arguments[:-2]), arguments[-2]
+    D, E, V = p.to_q.shape[1], heads * (p.to_k.shape[1] + 1), len(p.after)
+    return p.to_q.new_empty(D, E), p.to_q.new_empty(E), p.to_q.new_empty(E, V)
+
+
+@torch.library.impl("slotattn_fast::triton_absorb_backward", "CompositeExplicitAutograd")
+def _absorb_backward(*arguments: Any) -> list[Tensor]:
+    p = Projections(*arguments[3:-2])
+    grads = import_module(".kernels.slot_ops", __package__).absorb_backward(*arguments[:3], p, *arguments[-2:])
+    return [d for d in grads if d is not None]
+
+
+@torch.library.register_fake("slotattn_fast::triton_absorb_backward")
+def _absorb_backward_fake(*arguments: Any) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in arguments[3:-2] if x is not None]
+
+
+def _absorb_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.heads, ctx.scale = inputs[-2:]
+    ctx.save_for_backward(*inputs[:-2])
+
+
+def _absorb_differentiate(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    saved, needs = ctx.saved_tensors, ctx.needs_input_grad[:-2]
+    if _composite_is_due(d_outputs[0]):
+
+        def again(*projections: Tensor) -> tuple[Tensor, ...]:
+            return slot_update.absorb(Projections(*projections), ctx.heads, ctx.scale)
+
+        return *_gradients_of(again, saved, needs, d_outputs, torch.is_grad_enabled()), None, None
+    grads = iter(torch.ops.slotattn_fast.triton_absorb_backward(*d_outputs, *saved, ctx.heads, ctx.scale))
+    every = [None if x is None else next(grads) for x in saved]
+    return *(grad if need else None for grad, need in zip(every, needs, strict=True)), None, None
+
+
+torch.library.register_autograd(
+    "slotattn_fast::triton_absorb", _absorb_differentiate, setup_context=_absorb_setup_context
+)

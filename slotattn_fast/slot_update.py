@@ -12,22 +12,55 @@ both, the normalised input is extended by a constant 1, x-_n = (x^_n, 1), which 
 parameters. Everything here has B * K rows and costs little beside the passes over the N inputs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernels.arguments import Settings, Weights
+from .kernels.arguments import Projections, Settings, Weights
 
 Params = Mapping[str, Tensor]  # by the module's parameter names; an absent one leaves its layer out
+Absorb = Callable[[Projections, int, float], tuple[Tensor, Tensor, Tensor]]
 
 
-def fold(params: Params, slots: Tensor, heads: int, scale: float) -> Weights:
+def absorb(p: Projections, heads: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Q [D, h * (D_in + 1)], Q_0 [h * (D_in + 1)] and V [h * (D_in + 1), V]; differentiable."""
+
+    def extended(weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[h, d, D_in + 1]: keys (values) from x-_n, the affine part of the inputs' LayerNorm included."""
+        constant = weight.new_zeros(len(weight)) if bias is None else bias
+        if p.norm_input is not None:
+            constant = torch.addmv(constant, weight, p.norm_input[1])
+            weight = weight * p.norm_input[0]
+            weight = weight - weight.mean(-1, keepdim=True)  # the same products, as x^_n has mean 0; so will dx^_n
+        return torch.cat([weight, constant[:, None]], 1).unflatten(0, (heads, -1))
+
+    # q-_k = scale (W_q s + b_q) K-
+    keys = extended(p.to_k, p.to_k_bias) * scale
+    to_q = p.to_q.unflatten(0, (heads, -1))  # [h, d, D]
+    query = (to_q.mT @ keys).transpose(0, 1).flatten(1)
+    query_bias = query.new_zeros(query.shape[1])
+    if p.to_q_bias is not None:
+        query_bias = (p.to_q_bias.view(heads, 1, -1) @ keys).flatten()
+    value = extended(p.to_v, p.to_v_bias).mT
+    if p.after is not None:
+        value = value @ p.after.unflatten(1, (heads, -1)).transpose(0, 1).mT
+    return query, query_bias, value.flatten(0, 1)
+
+
+def fold(
+    params: Params,
+    slots: Tensor,
+    heads: int,
+    scale: float,
+    absorb: Absorb = absorb,
+) -> Weights:
     """The weights of the iterations from the module's parameters; differentiable.
 
-    `slots` [B, K, D] gives the precision, the device and, where there are no projections, their width.
+    `slots` [B, K, D] gives the precision, the device and, where there are no projections, their width. `absorb` may be
+    another way to compute the same.
     """
     dtype = compute_dtype(slots)
     p = {name: param.to(dtype) for name, param in params.items()}
@@ -35,38 +68,26 @@ def fold(params: Params, slots: Tensor, heads: int, scale: float) -> Weights:
         identity = torch.eye(slots.shape[-1], dtype=dtype, device=slots.device)
         p |= {f"{layer}.weight": identity for layer in ("to_q", "to_k", "to_v")}
 
-    def extended(layer: str) -> Tensor:
-        """[h, d, D_in + 1]: keys (values) from x-_n, the affine part of the inputs' LayerNorm included."""
-        weight = p[f"{layer}.weight"]
-        constant = p.get(f"{layer}.bias", weight.new_zeros(len(weight)))
-        if "norm_input.weight" in p:
-            constant = torch.addmv(constant, weight, p["norm_input.bias"])
-            weight = weight * p["norm_input.weight"]
-            weight = weight - weight.mean(-1, keepdim=True)  # the same products, as x^_n has mean 0; so will dx^_n
-        return torch.cat([weight, constant[:, None]], 1).unflatten(0, (heads, -1))
-
-    # q-_k = scale (W_q s + b_q) K-
-    keys = extended("to_k") * scale
-    to_q = p["to_q.weight"].unflatten(0, (heads, -1))  # [h, d, D]
-    query = (to_q.mT @ keys).transpose(0, 1).flatten(1)
-    query_bias = query.new_zeros(query.shape[1])
-    if "to_q.bias" in p:
-        query_bias = (p["to_q.bias"].view(heads, 1, -1) @ keys).flatten()
-
     # The updates, or straight the GRU's gates: W_ih (W_c V- E / S + b_c) + b_ih
-    values = extended("to_v")
     after, value_bias = p.get("combine_heads.weight"), p.get("combine_heads.bias")
     direct = "norm_updates.weight" not in p
     if direct and "gru.weight_ih" in p:
-        after = p["gru.weight_ih"] if after is None else p["gru.weight_ih"] @ after
-        value_bias = p["gru.bias_ih"] + (0 if value_bias is None else p["gru.weight_ih"] @ value_bias)
-    value = values.mT
-    if after is not None:
-        value = value @ after.unflatten(1, (heads, -1)).transpose(0, 1).mT
+        weight, bias = p["gru.weight_ih"], p["gru.bias_ih"]
+        value_bias = bias if value_bias is None else torch.addmv(bias, weight, value_bias)
+        after = weight if after is None else weight @ after
+
+    query, query_bias, value = absorb(
+        Projections(
+            *(p["to_q.weight"], p.get("to_q.bias"), p["to_k.weight"], p.get("to_k.bias")),
+            *(p["to_v.weight"], p.get("to_v.bias"), _affine(p, "norm_input"), after),
+        ),
+        heads,
+        scale,
+    )
     return Weights(
         query=query,
         query_bias=query_bias,
-        value=value.flatten(0, 1),
+        value=value,
         value_bias=value_bias,
         norm_slots=_affine(p, "norm_slots"),
         norm_updates=_affine(p, "norm_updates"),

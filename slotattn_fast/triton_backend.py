@@ -10,8 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .kernels import update as slots_kernels
-from .kernels import update_backward as slots_kernels_backward
+from .kernels import slot_ops
 from .kernels.arguments import Settings, Weights
 from .kernels.launch import update_serves
 from .kernels.ops import attend_backward, attend_forward, attend_map
@@ -38,11 +37,11 @@ def forward(
         if not fused:
             queries[t] = next_query(current.to(states.dtype), w, s)
         elif t == 0:
-            slots_kernels.first_query(current, w, s, queries[0])
+            slot_ops.first_query(current, w, s, queries[0])
         partials = attend_forward(inputs, mask, slot_mask, queries[t], stats, s, first=t == 0)
         if fused:
             query = queries[t + 1] if t + 1 < s.iters else None
-            slots_kernels.update(partials, current, slot_mask, w, s, sums[t], states[t], query)
+            slot_ops.update(partials, current, slot_mask, w, s, sums[t], states[t], query)
         else:
             sums[t] = partials.sum(0)
             states[t] = update(current.to(states.dtype), sums[t], slot_mask, w, s)
@@ -94,18 +93,18 @@ def _backward_fused(
 ) -> tuple[Tensor, Weights]:
     """The gradients to the initial slots and the weights, by the kernels over the slots."""
     (T, B, K, D), D_in = states.shape, sums.shape[-1] - 1
-    rows = slots_kernels_backward.new_rows(T, B * K, D, D_in, w, s)
+    rows = slot_ops.new_rows(T, B * K, D, D_in, w, s)
     d_sums, d_slots = torch.empty_like(sums), torch.empty_like(states)
     query_partials = d_carry = None
     for t in reversed(range(T)):
-        slots_kernels_backward.update_backward(
+        slot_ops.update_backward(
             *(query_partials, d_states[t], d_carry, states[t], states[t - 1] if t else slots, sums[t]),
             *(slot_mask, w, s, t, d_slots[t], d_sums[t], rows),
         )
         query_partials, d_carry = attend(t, d_sums), d_slots[t]
     d_initial = torch.empty_like(slots)
-    slots_kernels_backward.first_query_backward(query_partials, d_carry, slots, w, s, d_initial, rows)
-    return d_initial, slots_kernels_backward.weight_gradients(rows, w)
+    slot_ops.first_query_backward(query_partials, d_carry, slots, w, s, d_initial, rows)
+    return d_initial, slot_ops.weight_gradients(rows, w)
 
 
 def _backward_by_operators(

@@ -130,6 +130,8 @@ def test_operators_are_registered_right(backend: str, name: str) -> None:
     expected = {f"slotattn_fast.{backend}_{which}.default" for which in ("forward", "backward")}
     if backend == "triton" and "return_attn" in call:
         expected.add("slotattn_fast.triton_map.default")
+    if backend == "triton":
+        expected |= {f"slotattn_fast.triton_absorb{which}.default" for which in ("", "_backward")}
     assert {str(op) for op in recorder.calls} == expected
     for op, args in recorder.calls.items():
         wanted = "backward" not in str(op)  # the backward operator has no derivative of its own

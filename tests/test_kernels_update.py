@@ -15,8 +15,7 @@ from slotattn_fast import slot_update
 
 pytest.importorskip("triton")
 assert os.environ["TRITON_INTERPRET"] == "1"
-from slotattn_fast.kernels import update as forward  # noqa: E402
-from slotattn_fast.kernels import update_backward as backward  # noqa: E402
+from slotattn_fast.kernels import slot_ops  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -194,27 +193,27 @@ def by_kernels(x: Given, case: Case) -> Results:
     of_sums, slots = x.partials.shape[2:], x.slots.to(case.slots_dtype)
     queries, sums, d_sums = (poisoned(2, *of_sums) for _ in range(3))
     states = poisoned(2, B, K, D)
-    rows = backward.new_rows(2, B * K, D, case.input_dim, w, s)
+    rows = slot_ops.new_rows(2, B * K, D, case.input_dim, w, s)
     for row in rows:
         if row is not None:
             row.fill_(torch.nan)
-    forward.first_query(slots, w, s, queries[0])
-    forward.update(x.partials[0], slots, x.slot_mask, w, s, sums[0], states[0], queries[1])
-    forward.update(x.partials[1], states[0], x.slot_mask, w, s, sums[1], states[1], None)
+    slot_ops.first_query(slots, w, s, queries[0])
+    slot_ops.update(x.partials[0], slots, x.slot_mask, w, s, sums[0], states[0], queries[1])
+    slot_ops.update(x.partials[1], states[0], x.slot_mask, w, s, sums[1], states[1], None)
     carry, d_slots = poisoned(2, B, K, D), poisoned(B, K, D, dtype=case.slots_dtype)
     d_states = [case.layout(d) for d in x.d_states]
-    backward.update_backward(
+    slot_ops.update_backward(
         None, d_states[1], None, states[1], states[0], sums[1], x.slot_mask, w, s, 1, carry[1], d_sums[1], rows
     )
-    backward.update_backward(
+    slot_ops.update_backward(
         x.d_query_partials[1], d_states[0], carry[1], states[0], slots, sums[0], x.slot_mask, w, s, 0, carry[0],
         d_sums[0], rows,
     )  # fmt: skip
-    backward.first_query_backward(x.d_query_partials[0], carry[0], slots, w, s, d_slots, rows)
+    slot_ops.first_query_backward(x.d_query_partials[0], carry[0], slots, w, s, d_slots, rows)
     found = {"d_slots": d_slots}
     for t in range(2):
         found |= {f"query {t}": queries[t], f"slots {t}": states[t], f"sums {t}": sums[t], f"d_sums {t}": d_sums[t]}
-    grads = backward.weight_gradients(rows, w)
+    grads = slot_ops.weight_gradients(rows, w)
     return found | {f"d_{name}": grad for name, grad in grads._asdict().items() if grad is not None}
 
 
@@ -270,7 +269,7 @@ def test_tensors_must_be_contiguous() -> None:
     x = given(case).to(torch.float32)
     query = torch.empty(x.partials.shape[2:])
     with pytest.raises(ValueError, match="contiguous"):
-        forward.first_query(transposed(x.slots), x.weights, settings(case), query)
+        slot_ops.first_query(transposed(x.slots), x.weights, settings(case), query)
 
 
 @pytest.mark.parametrize(

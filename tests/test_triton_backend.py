@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import CASES, HARD_INPUTS, Case, arguments, pair
 from compare import assert_error_at_most_twice, largest, normal, perturb, results
-from slotattn_fast.kernels import ops, update, update_backward
+from slotattn_fast.kernels import ops, slot_ops
 from slotattn_fast.kernels.arguments import Settings
 from slotattn_fast.kernels.launch import AttendConfig, update_serves
 from torch import Tensor
@@ -22,10 +22,12 @@ KERNELS = [
     (ops, "attend_fwd_kernel"),
     (ops, "attend_bwd_kernel"),
     (ops, "attend_map_kernel"),
-    (update, "query_fwd_kernel"),
-    (update, "update_fwd_kernel"),
-    (update_backward, "update_bwd_kernel"),
-    (update_backward, "query_bwd_kernel"),
+    (slot_ops, "absorb_fwd_kernel"),
+    (slot_ops, "absorb_bwd_kernel"),
+    (slot_ops, "query_fwd_kernel"),
+    (slot_ops, "update_fwd_kernel"),
+    (slot_ops, "update_bwd_kernel"),
+    (slot_ops, "query_bwd_kernel"),
 ]
 NOT_SERVED = {"sum_norm", "inputs"}
 SERVED = [
@@ -93,14 +95,16 @@ def test_equals_the_reference(case: Case, launched: list[str], many_blocks: None
     plain = results(expected.float(), **float32(case))
     assert_error_at_most_twice(found, plain, exact, floor=5e-6)  # of a single draw, in which any is lucky or not
     T = case.call.get("iters", 3) if case.batch else 0
-    fused = (
-        update_serves(case.dim, case.options.get("input_dim", case.dim), 128, case.options.get("heads", 1)) and T > 0
-    )
+    served = update_serves(case.dim, case.options.get("input_dim", case.dim), 128, case.options.get("heads", 1))
+    fused = served and T > 0
+    absorbed = served and (case.options.get("use_gru", True) or "heads" in case.options)
     maps = {"all": T, True: 1, "last": 1, False: 0}[case.call.get("return_attn", False)]
     assert Counter(launched) == Counter(
         attend_fwd_kernel=T,
         attend_bwd_kernel=T,
         attend_map_kernel=maps,
+        absorb_fwd_kernel=absorbed,
+        absorb_bwd_kernel=absorbed,
         query_fwd_kernel=fused,
         update_fwd_kernel=fused * T,
         update_bwd_kernel=fused * T,

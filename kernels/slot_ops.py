@@ -1,0 +1,282 @@
+"""The kernels over the slots as functions of tensors: outputs allocated, launches configured."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .absorb import absorb_bwd_kernel, absorb_fwd_kernel
+from .arguments import Projections, Settings, Weights
+from .device import WARP_SIZE, precision
+from .launch import UpdateConfig, update_config
+from .update import query_fwd_kernel, update_fwd_kernel
+from .update_backward import query_bwd_kernel, update_bwd_kernel
+
+
+def absorb(p: Projections, heads: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Q [D, h * (D_in + 1)], Q_0 [h * (D_in + 1)] and V [h * (D_in + 1), V], in one launch; `p.after` is there."""
+    p, sizes, c = _absorb_launch(p, heads)
+    D, D_in, V, *_ = sizes
+    E = heads * (D_in + 1)
+    query, query_bias, value = (p.to_q.new_empty(shape) for shape in ((D, E), (E,), (E, V)))
+    absorb_fwd_kernel[(triton.cdiv(max(D + 1, V), c.block_rows), heads, 2)](
+        *p, query, query_bias, value, scale, *sizes,
+        c.block_rows, c.block_inputs, c.block_chunk, precision(p.to_q),
+        num_warps=c.num_warps, num_stages=c.num_stages,
+    )  # fmt: skip
+    return query, query_bias, value
+
+
+def absorb_backward(
+    d_query: Tensor, d_query_bias: Tensor, d_value: Tensor, p: Projections, heads: int, scale: float
+) -> Projections:
+    """The gradients to the projections, in one launch and one sum."""
+    p, sizes, c = _absorb_launch(p, heads)
+    _, D_in, _, _, width = sizes
+    programs = triton.cdiv(width, c.block_rows)
+    grads = Projections._make(None if x is None else torch.empty_like(x) for x in p)
+    parts = None if p.norm_input is None else p.to_q.new_empty(2 * heads * programs, 2, D_in)
+    absorb_bwd_kernel[(programs, heads, 2)](
+        d_query.contiguous(), d_query_bias.contiguous(), d_value.contiguous(), *p, *grads._replace(norm_input=parts),
+        scale, *sizes, c.block_rows, c.block_inputs, c.block_chunk, precision(p.to_q),
+        num_warps=c.num_warps, num_stages=c.num_stages,
+    )  # fmt: skip
+    return grads._replace(norm_input=None if parts is None else parts.sum(0))
+
+
+def first_query(slots: Tensor, w: Weights, s: Settings, query: Tensor) -> None:
+    """The query of the first iteration, from contiguous slots [B, K, D] of any floating type.
+
+    Args:
+        query: out [B, h, K, D_in + 1].
+    """
+    _check_contiguous(slots, query)
+    (B, K, D), D_in = slots.shape, query.shape[-1] - 1
+    c = update_config(D, D_in, warp_size=WARP_SIZE)
+    if B * K == 0:
+        return
+    query_fwd_kernel[_grid(B * K, c)](
+        slots, query, w.query, w.query_bias, w.norm_slots, B * K, K, s.norm_eps,
+        D, D_in, s.heads, c.block_rows, c.block_slots, c.block_inputs, c.block_chunk, precision(slots),
+        num_warps=c.num_warps, num_stages=c.num_stages,
+    )  # fmt: skip
+
+
+def update(
+    partials: Tensor,
+    slots: Tensor,
+    slot_mask: Tensor | None,
+    w: Weights,
+    s: Settings,
+    sums: Tensor,
+    new_slots: Tensor,
+    query: Tensor | None,
+) -> None:
+    """An iteration's slots from its sums, and the query of the next: `slot_update.update` and `next_query`.
+
+    Args:
+        partials: the sums over the inputs in P parts [P, B, h, K, D_in + 1].
+        slots: before the iteration [B, K, D], of any floating type.
+        slot_mask: the slots that take part [B, K]; the others stay as they are.
+        sums: out, the parts' sum E [B, h, K, D_in + 1].
+        new_slots: out [B, K, D].
+        query: out [B, h, K, D_in + 1]; None after the last iteration.
+    """
+    _check_contiguous(partials, slots, slot_mask, sums, new_slots, query)
+    (B, K, D), D_in, hidden = slots.shape, sums.shape[-1] - 1, _hidden_width(w)
+    c = update_config(D, D_in, hidden, len(partials), WARP_SIZE)
+    if B * K == 0:
+        return
+    update_fwd_kernel[_grid(B * K, c)](
+        partials, slots, slot_mask, sums, new_slots, query,
+        w.query, w.query_bias, w.value, w.value_bias, w.norm_slots, w.recurrent, w.recurrent_bias,
+        w.norm_pre_ff, w.hidden, w.hidden_bias, w.out, w.out_bias,
+        B * K, K, len(partials), _eps_in_divisor(s), s.norm_eps, s.aggregation == "mean", D, D_in, hidden, s.heads,
+        c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, precision(slots),
+        num_warps=c.num_warps, num_stages=c.num_stages,
+    )  # fmt: skip
+
+
+class Rows(NamedTuple):
+    """What the backward kernels leave for `weight_gradients`: rows, of all T iterations, whose products are summed.
+
+    None where a layer is left out.
+    """
+
+    slots_normed: Tensor  # [T, R, D]
+    d_query: Tensor  # [T, R, h * (D_in + 1)]
+    mean: Tensor  # [T, R, h * (D_in + 1)]
+    d_updates: Tensor  # [T, R, 3 D], without a GRU [.., D]
+    slots: Tensor | None  # [T, R, D]
+    d_recurrent: Tensor | None  # [T, R, 3 D]
+    new_normed: Tensor | None  # [T, R, D]
+    d_hidden: Tensor | None  # [T, R, H]
+    hidden: Tensor | None  # [T, R, H]
+    d_out: Tensor | None  # [T, R, D]
+    columns: Tensor  # [T, programs, C]: a program's sums over its rows, for biases and LayerNorms
+
+
+def new_rows(iters: int, num_rows: int, D: int, D_in: int, w: Weights, s: Settings) -> Rows:
+    """Room for what the backward kernels leave of `iters` iterations of B * K = `num_rows` slots."""
+    query_width, hidden = s.heads * (D_in + 1), _hidden_width(w)
+    programs = triton.cdiv(num_rows, update_config(D, D_in).block_rows)
+
+    def rows(width: int, wanted: Tensor | None = w.query) -> Tensor | None:
+        return None if wanted is None else w.query.new_empty(iters, num_rows, width)
+
+    return Rows._make((
+        rows(D), rows(query_width), rows(query_width), rows(w.value.shape[1]),
+        rows(D, w.recurrent), rows(3 * D, w.recurrent),
+        rows(D, w.hidden), rows(hidden, w.hidden), rows(hidden, w.hidden), rows(D, w.hidden),
+        w.query.new_empty(iters, programs, sum(_column_widths(D, w))),
+    ))  # fmt: skip
+
+
+def update_backward(
+    query_partials: Tensor | None,
+    d_new: Tensor,
+    d_carry: Tensor | None,
+    new_slots: Tensor,
+    slots: Tensor,
+    sums: Tensor,
+    slot_mask: Tensor | None,
+    w: Weights,
+    s: Settings,
+    t: int,
+    d_slots: Tensor,
+    d_sums: Tensor,
+    rows: Rows,
+) -> None:
+    """Backward through `update`: `slot_update.next_query_backward` of the new slots, and `update_backward`.
+
+    Args:
+        query_partials: the gradient to the next iteration's query in P parts [P, B, h, K, D_in + 1]; None after the
+            last iteration.
+        d_new: the gradient to the new slots from outside [B, K, D], with any strides.
+        d_carry: that from the next iteration's update [B, K, D].
+        new_slots: what `update` gave [B, K, D].
+        slots: before the iteration [B, K, D].
+        sums: what `update` gave [B, h, K, D_in + 1].
+        t: the iteration, counted from 0.
+        d_slots: out [B, K, D].
+        d_sums: out [B, h, K, D_in + 1].
+        rows: out; the rows of iteration t, and those of the query of iteration t + 1.
+    """
+    _check_contiguous(query_partials, d_carry, new_slots, slots, sums, slot_mask, d_slots, d_sums, *rows)
+    (B, K, D), D_in, hidden = slots.shape, sums.shape[-1] - 1, _hidden_width(w)
+    parts = 1 if query_partials is None else len(query_partials)
+    c = update_config(D, D_in, hidden, parts, WARP_SIZE)
+    if B * K == 0:
+        return
+    update_bwd_kernel[_grid(B * K, c)](
+        query_partials, d_new, d_carry, new_slots, slots, sums, slot_mask, d_slots, d_sums,
+        w.query, w.value, w.value_bias, w.norm_slots, w.recurrent, w.recurrent_bias,
+        w.norm_pre_ff, w.hidden, w.hidden_bias, w.out, *rows,
+        t, B * K, K, parts, *d_new.stride(), _eps_in_divisor(s), s.norm_eps, s.aggregation == "mean",
+        D, D_in, hidden, s.heads, rows.columns.shape[-1],
+        c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, precision(slots),
+        num_warps=c.num_warps, num_stages=c.num_stages,
+    )  # fmt: skip
+
+
+def first_query_backward(
+    query_partials: Tensor,
+    d_carry: Tensor | None,
+    slots: Tensor,
+    w: Weights,
+    s: Settings,
+    d_slots: Tensor,
+    rows: Rows,
+) -> None:
+    """Backward through `first_query`, to the initial slots.
+
+    Args:
+        query_partials: the gradient to the first query in P parts [P, B, h, K, D_in + 1].
+        d_carry: the gradient to the initial slots from the first update [B, K, D].
+        slots: the initial slots [B, K, D], of any floating type.
+        d_slots: out [B, K, D], of any floating type.
+        rows: out; the rows of the first query.
+    """
+    _check_contiguous(query_partials, d_carry, slots, d_slots, *rows)
+    (B, K, D), D_in = slots.shape, query_partials.shape[-1] - 1
+    c = update_config(D, D_in, 1, len(query_partials), WARP_SIZE)
+    if B * K == 0:
+        return
+    query_bwd_kernel[_grid(B * K, c)](
+        query_partials, slots, d_carry, d_slots, w.query, w.norm_slots, rows.slots_normed, rows.d_query, rows.columns,
+        B * K, K, len(query_partials), s.norm_eps, D, D_in, s.heads, rows.columns.shape[-1],
+        c.block_rows, c.block_slots, c.block_inputs, c.block_chunk, c.unroll, precision(slots),
+        num_warps=c.num_warps, num_stages=c.num_stages,
+    )  # fmt: skip
+
+
+def weight_gradients(rows: Rows, w: Weights) -> Weights:
+    """The gradients to the weights, once every iteration has left its rows: a product for each matrix, and one sum."""
+
+    def product_of_rows(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+        return None if left is None or right is None else torch.mm(left.flatten(0, 1).mT, right.flatten(0, 1))
+
+    D = rows.slots_normed.shape[-1]
+    # Copies, as the outputs of an operator must not be views of each other.
+    # (PyTorch's annotations know this operator only with out=.)
+    sums: tuple[Tensor, ...] = torch.split_with_sizes_copy(  # type: ignore[func-returns-value, assignment]
+        rows.columns.flatten(0, 1).sum(0), _column_widths(D, w)
+    )
+    query_bias, norm_slots, value_bias, recurrent_bias, norm_pre_ff, out_bias, hidden_bias = sums
+    return Weights(
+        query=torch.mm(rows.slots_normed.flatten(0, 1).mT, rows.d_query.flatten(0, 1)),
+        query_bias=query_bias,
+        value=torch.mm(rows.mean.flatten(0, 1).mT, rows.d_updates.flatten(0, 1)),
+        value_bias=None if w.value_bias is None else value_bias,
+        norm_slots=None if w.norm_slots is None else norm_slots.view(2, D),
+        norm_updates=None,
+        gates=None,
+        gates_bias=None,
+        recurrent=product_of_rows(rows.d_recurrent, rows.slots),
+        recurrent_bias=None if w.recurrent_bias is None else recurrent_bias,
+        norm_pre_ff=_norm_pre_ff_gradient(norm_pre_ff, w),
+        hidden=product_of_rows(rows.d_hidden, rows.new_normed),
+        hidden_bias=None if w.hidden is None else hidden_bias,
+        out=product_of_rows(rows.d_out, rows.hidden),
+        out_bias=None if w.hidden is None else out_bias,
+    )
+
+
+def _absorb_launch(p: Projections, heads: int) -> tuple[Projections, tuple[int, int, int, int, int], UpdateConfig]:
+    """The projections, contiguous; D, D_in, V, h and d; the launch."""
+    p = Projections._make(None if x is None else x.contiguous() for x in p)
+    if p.after is None:
+        raise ValueError("the kernel multiplies the values with what follows them")
+    (inner, D), D_in, V = p.to_q.shape, p.to_k.shape[1], len(p.after)
+    return p, (D, D_in, V, heads, inner // heads), update_config(D, D_in, warp_size=WARP_SIZE)
+
+
+def _hidden_width(w: Weights) -> int:
+    return 1 if w.hidden is None else len(w.hidden)
+
+
+def _eps_in_divisor(s: Settings) -> float:
+    return s.eps if s.eps_in == "denominator" else 0.0
+
+
+def _grid(num_rows: int, c: UpdateConfig) -> tuple[int]:
+    return (triton.cdiv(num_rows, c.block_rows),)
+
+
+def _check_contiguous(*tensors: Tensor | None) -> None:
+    """The kernels know no strides but those of `d_new`."""
+    if not all(x is None or x.is_contiguous() for x in tensors):
+        raise ValueError("the slot update's kernels take contiguous tensors")
+
+
+def _column_widths(D: int, w: Weights) -> list[int]:
+    """`Rows.columns` has query_bias, norm_slots, value_bias, recurrent_bias, norm_pre_ff, out_bias, hidden_bias."""
+    V = w.value.shape[1]
+    return [len(w.query_bias), 2 * D, V, V, 2 * D, D, _hidden_width(w)]
+
+
+def _norm_pre_ff_gradient(sums: Tensor, w: Weights) -> Tensor | None:
+    if w.norm_pre_ff is None or w.hidden is None:  # without an MLP, nothing used it
+        return None if w.norm_pre_ff is None else torch.zeros_like(w.norm_pre_ff)
+    return sums.view_as(w.norm_pre_ff)
