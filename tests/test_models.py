@@ -163,6 +163,40 @@ def test_images_do_not_mix():
     assert (spoilt.reconstruction[1] == clean.reconstruction[1]).all()
 
 
+@pytest.mark.parametrize("iters", [0, 1, 3])
+def test_implicit_is_the_gradient_of_the_last_iteration(iters):
+    config = dataclasses.replace(TINY, iters=iters)
+    torch.manual_seed(0)
+    explicit = ObjectDiscovery(config).double()
+    implicit = ObjectDiscovery(dataclasses.replace(config, implicit=True)).double()
+    implicit.load_state_dict(explicit.state_dict())
+    images = torch.rand(2, 3, 11, 11, dtype=torch.float64)
+
+    def run(model, **call):
+        output = model(images, generator=torch.Generator().manual_seed(1), **call)
+        model.zero_grad()
+        output.reconstruction.square().sum().backward()
+        return output, {name: p.grad for name, p in model.named_parameters()}
+
+    (one, all_grads), (other, grads) = run(explicit), run(implicit)
+    torch.testing.assert_close(one.slots, other.slots)
+    torch.testing.assert_close(one.reconstruction, other.reconstruction)
+    if iters < 2:
+        torch.testing.assert_close(all_grads, grads)
+        return
+    # By hand: the slots before the last iteration, as constants.
+    attention = explicit.slot_attention
+    tokens = explicit.encoder(images)
+    before = attention(tokens, iters=iters - 1, generator=torch.Generator().manual_seed(1)).detach()
+    rgb, logits = explicit.decoder(attention(tokens, iters=1, slots_init=before))
+    explicit.zero_grad()
+    (logits.softmax(1) * rgb).sum(1).square().sum().backward()
+    assert grads["slot_attention.slots_mu"] is None
+    for name, p in explicit.named_parameters():
+        torch.testing.assert_close(grads[name], p.grad)
+    assert not torch.allclose(grads["slot_attention.to_q.weight"], all_grads["slot_attention.to_q.weight"])
+
+
 def test_positions_reach_the_slots():
     # With symmetric kernels, only the position embedding tells an image from its mirror image.
     model = ObjectDiscovery(TINY)
@@ -216,6 +250,7 @@ def test_the_papers_sizes():
         ({"decoder_strides": ()}, ValueError, r"decoder_strides: got \(\), expected at least one stride"),
         ({"decoder_strides": (6,)}, ValueError, r"decoder_strides: got \(6,\).*from 1 to 5"),
         ({"broadcast_size": 2}, ValueError, r"broadcast_size: got 2.*enlarge to 8, expected at least image_size=11"),
+        ({"implicit": 1}, TypeError, "implicit: got 1, expected True or False"),
         ({"output_stride": 4}, ValueError, "output_stride: got 4, expected at most output_kernel=3"),
         ({"backend": "cuda"}, ValueError, "backend.*'cuda'"),
     ],
