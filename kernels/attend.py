@@ -24,6 +24,20 @@ from .blocks import (
 
 
 @triton.jit
+def _queries(query_ptr, i_row, m_c, m_part, D_IN: tl.constexpr, BLOCK_D: tl.constexpr, DTYPE: tl.constexpr):
+    """q' = round(q~) in pairs of columns [BD, 2 C], their sums over D_in [2 C], and c [C], of an image [h, K, D_in + 1].
+
+    The odd columns are 0: Hopper's tensor cores are used for 16 columns, by Triton 3.6 not for 8.
+    """
+    o_d = tl.arange(0, BLOCK_D)
+    p_q = query_ptr + i_row * (D_IN + 1)
+    b_q = tl.load(p_q[None, :] + o_d[:, None], mask=m_c[None, :] & (o_d[:, None] < D_IN), other=0.0)
+    b_rows = pair_columns(b_q, tl.zeros_like(b_q), DTYPE)
+    b_c = tl.where(m_part, tl.load(p_q + D_IN, mask=m_c, other=0.0), -float("inf"))
+    return b_rows, tl.sum(b_rows.to(tl.float32), 0), b_c
+
+
+@triton.jit
 def attend_fwd_kernel(
     x_ptr,  # [B, N, D_in], any strides
     mask_ptr,  # [B, N] bool, or None
@@ -60,12 +74,7 @@ def attend_fwd_kernel(
     o_d = tl.arange(0, BLOCK_D)
     i_row, m_c, m_part = columns(K, H, slot_mask_ptr, i_b, BLOCK_H, BLOCK_K)
 
-    p_query = query_ptr + i_b * H * K * (D_IN + 1) + i_row * (D_IN + 1)
-    b_q = tl.load(p_query[None, :] + o_d[:, None], mask=m_c[None, :] & (o_d[:, None] < D_IN), other=0.0)
-    # q' = round(q~), beside columns of 0: Hopper's tensor cores are used for 16 columns, by Triton 3.6 not for 8.
-    b_rows = pair_columns(b_q, tl.zeros_like(b_q), DTYPE)  # [BD, 2 C]
-    b_row_sums = tl.sum(b_rows.to(tl.float32), 0)
-    b_c = tl.where(m_part, tl.load(p_query + D_IN, mask=m_c, other=0.0), -float("inf"))
+    b_rows, b_row_sums, b_c = _queries(query_ptr + i_b * H * K * (D_IN + 1), i_row, m_c, m_part, D_IN, BLOCK_D, DTYPE)
     b_offset = tl.where(m_part, tl.cast(offset, tl.float32), 0.0)
 
     i_first = i_p * blocks * BLOCK_N
@@ -302,10 +311,7 @@ def attend_map_kernel(
     if mask_ptr is not None:
         m_n = m_n & (tl.load(mask_ptr + i_b * N + o_n, mask=m_n, other=0) != 0)
 
-    p_query = query_ptr + (i_b * H * K + i_row) * (D_IN + 1)
-    b_q = tl.load(p_query[None, :] + o_d[:, None], mask=m_c[None, :] & (o_d[:, None] < D_IN), other=0.0)
-    b_rows = pair_columns(b_q, tl.zeros_like(b_q), DTYPE)
-    b_c = tl.where(m_part, tl.load(p_query + D_IN, mask=m_c, other=0.0), -float("inf"))
+    b_rows, b_row_sums, b_c = _queries(query_ptr + i_b * H * K * (D_IN + 1), i_row, m_c, m_part, D_IN, BLOCK_D, DTYPE)
     p_x = x_ptr + i_b * stride_xb + o_n[:, None] * stride_xn + o_d[None, :].to(tl.int64) * stride_xd
     b_x = tl.load(p_x, mask=m_n[:, None] & (o_d[None, :] < D_IN), other=0.0)
     b_mean, b_rstd = tl.zeros([BLOCK_N], tl.float32), tl.full([BLOCK_N], 1.0, tl.float32)
@@ -313,7 +319,6 @@ def attend_map_kernel(
         b_mean, b_rstd = row_statistics(b_x, o_d, norm_eps, D_IN)
         if CENTRED:
             b_x -= b_mean[:, None]
-    b_row_sums = tl.sum(b_rows.to(tl.float32), 0)
     b_z = normalised_products(dot(b_x, b_rows, PRECISION), b_row_sums, b_mean, b_rstd, NORM, CENTRED)
     b_zq, _ = split_columns(b_z)
     b_map = softmax(b_zq + b_c[None, :], BLOCK_H, BLOCK_K, slot_mask_ptr is not None)
