@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from compare import normal, perturb
+from compare import DEVICE, normal, perturb
 from torch import Tensor
 
 import slotattn_fast
@@ -135,8 +135,9 @@ CASES = [
 def pair(case: Case, backend: str = "auto") -> tuple[slotattn_fast.SlotAttention, reference.SlotAttention]:
     """Both modules in float64 with the same weights, none of them 0 or 1."""
     torch.manual_seed(0)
-    expected = perturb(reference.SlotAttention(case.num_slots, case.dim, **case.options).double())
-    actual = slotattn_fast.SlotAttention(case.num_slots, case.dim, backend=backend, **case.options).double()
+    expected = perturb(reference.SlotAttention(case.num_slots, case.dim, **case.options).to(DEVICE, torch.float64))
+    actual = slotattn_fast.SlotAttention(case.num_slots, case.dim, backend=backend, **case.options)
+    actual.to(DEVICE, torch.float64)
     actual.load_state_dict(expected.state_dict(), strict=True)
     return actual, expected
 

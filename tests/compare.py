@@ -1,5 +1,6 @@
 """Running a module and comparing what came out with what another computed: shared by the tests of the core."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 Results = dict[str, Tensor]
+# Where the kernels are tested: on a GPU where Triton's interpreter, which runs them on a CPU, is switched off.
+DEVICE = "cuda" if os.environ.get("TRITON_INTERPRET") == "0" and torch.cuda.is_available() else "cpu"
 
 
 def perturb(module: nn.Module, seed: int = 1, size: float = 0.3) -> nn.Module:
@@ -14,12 +17,13 @@ def perturb(module: nn.Module, seed: int = 1, size: float = 0.3) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():
-            p.add_(size * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype))
+            p.add_(size * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p))
     return module
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    """On DEVICE, the same numbers on all devices."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(DEVICE, dtype)
 
 
 def results(

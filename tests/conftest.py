@@ -5,4 +5,4 @@ set before anything imports torch or Triton."""
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ.setdefault("TRITON_INTERPRET", "1")  # TRITON_INTERPRET=0 pytest -m gpu: on a GPU
+os.environ.setdefault("TRITON_INTERPRET", "1")  # 0: the kernels' tests on a GPU, see DEVICE in compare.py

@@ -1,12 +1,11 @@
-"""The kernels over the slots, interpreted, against the same functions of `slot_update` in float64."""
+"""The kernels over the slots, interpreted or on a GPU, against the same functions of `slot_update` in float64."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from compare import Results, largest, normal, rms
+from compare import DEVICE, Results, largest, normal, rms
 from slotattn_fast.kernels.arguments import Settings, Weights
 from slotattn_fast.kernels.launch import update_config, update_serves
 from torch import Tensor
@@ -14,8 +13,7 @@ from torch import Tensor
 from slotattn_fast import slot_update
 
 pytest.importorskip("triton")
-assert os.environ["TRITON_INTERPRET"] == "1"
-from slotattn_fast.kernels import slot_ops  # noqa: E402
+from slotattn_fast.kernels import slot_ops
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def weights(case: Case) -> Weights:
         return normal(rows, columns, seed=seed) / fan_in**0.5
 
     def affine(seed: int) -> Tensor | None:
-        return 0.3 * normal(2, D, seed=seed) + torch.tensor([[1.0], [0.0]]) if case.norms else None
+        return 0.3 * normal(2, D, seed=seed) + torch.tensor([[1.0], [0.0]], device=DEVICE) if case.norms else None
 
     return Weights(
         query=matrix(D, width, D, 1),
@@ -153,7 +151,7 @@ def given(case: Case) -> Given:
     mask = None
     if case.masked:
         mask = normal(B, K, seed=22) > 0
-        mask[0, :2] = torch.tensor([True, False])
+        mask[0, 0], mask[0, 1] = True, False
     slots = (case.scale * normal(B, K, D, seed=23)).to(case.slots_dtype)
     raw = Given(slots, partials, mask, normal(2, B, K, D, seed=24), normal(*shape, seed=25), weights(case))
     return raw.to(torch.float32).to(torch.float64)
@@ -188,7 +186,7 @@ def by_kernels(x: Given, case: Case) -> Results:
     s, w, (B, K, D) = settings(case), x.weights, x.slots.shape
 
     def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.full(shape, torch.nan, dtype=dtype)
+        return torch.full(shape, torch.nan, dtype=dtype, device=DEVICE)
 
     of_sums, slots = x.partials.shape[2:], x.slots.to(case.slots_dtype)
     queries, sums, d_sums = (poisoned(2, *of_sums) for _ in range(3))
@@ -267,7 +265,7 @@ def test_masked_slots_stay_as_they_are() -> None:
 def test_tensors_must_be_contiguous() -> None:
     case = Case("")
     x = given(case).to(torch.float32)
-    query = torch.empty(x.partials.shape[2:])
+    query = torch.empty(x.partials.shape[2:], device=DEVICE)
     with pytest.raises(ValueError, match="contiguous"):
         slot_ops.first_query(transposed(x.slots), x.weights, settings(case), query)
 

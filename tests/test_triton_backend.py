@@ -1,4 +1,4 @@
-"""The Triton kernels, in Triton's interpreter, against the float64 reference, by the table of the torch backend."""
+"""The Triton kernels, interpreted or on a GPU, against the float64 reference, by the table of the torch backend."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, HARD_INPUTS, Case, arguments, pair
-from compare import assert_error_at_most_twice, largest, normal, perturb, results
+from compare import DEVICE, assert_error_at_most_twice, largest, normal, perturb, results
 from slotattn_fast.kernels import ops, slot_ops
 from slotattn_fast.kernels.arguments import Settings
 from slotattn_fast.kernels.launch import AttendConfig, update_serves
@@ -128,8 +128,8 @@ def test_error_is_at_most_twice_the_references(
     found = []
     for seed in range(3):
         torch.manual_seed(seed)
-        expected = perturb(reference.SlotAttention(5, 24, input_dim=40, heads=heads), seed, 0.05).to(dtype)
-        actual = SlotAttention(5, 24, input_dim=40, heads=heads, backend="triton").to(dtype)
+        expected = perturb(reference.SlotAttention(5, 24, input_dim=40, heads=heads), seed, 0.05).to(DEVICE, dtype)
+        actual = SlotAttention(5, 24, input_dim=40, heads=heads, backend="triton").to(DEVICE, dtype)
         actual.load_state_dict(expected.state_dict())
         given = {
             "inputs": hard(normal(3, 301, 40, seed=seed)).to(dtype),
@@ -144,7 +144,7 @@ def test_error_is_at_most_twice_the_references(
 
 
 def test_twice_the_same_to_the_bit(many_blocks: None) -> None:
-    module = perturb(SlotAttention(7, 24, heads=2, backend="triton"))
+    module = perturb(SlotAttention(7, 24, heads=2, backend="triton").to(DEVICE))
     given = {"inputs": normal(3, 301, 24).float(), "slots_init": normal(3, 7, 24, seed=5).float()}
     first, second = (results(module, **given, return_attn=True) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -152,9 +152,10 @@ def test_twice_the_same_to_the_bit(many_blocks: None) -> None:
 
 def test_offsets_beyond_int32() -> None:
     """Rows so far apart, by strides, that their offsets pass 2^31."""
-    module = perturb(SlotAttention(3, 16, backend="triton"))
+    module = perturb(SlotAttention(3, 16, backend="triton").to(DEVICE))
     slots_init = normal(1, 3, 16, seed=5).float()
-    storage = torch.empty(2**31 + 2**20, dtype=torch.float16)  # touched in few places, so it takes little memory
+    # Touched in few places, so that it takes little memory on a CPU.
+    storage = torch.empty(2**31 + 2**20, dtype=torch.float16, device=DEVICE)
     apart = storage.as_strided((1, 3, 16), (0, 2**30, 1))
     apart.copy_(normal(1, 3, 16))
     module.half()
@@ -167,7 +168,7 @@ def test_offsets_beyond_int32() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_gradients_of_any_size(dtype: torch.dtype) -> None:
     """Incoming gradients of 1e-6 are counted in units of their largest, as float16 would lose them otherwise."""
-    module = SlotAttention(5, 24, backend="triton").to(dtype)
+    module = SlotAttention(5, 24, backend="triton").to(DEVICE, dtype)
     inputs, slots_init = normal(2, 61, 24).to(dtype), normal(2, 5, 24, seed=5).to(dtype)
     grads = []
     for scale in (1.0, 2.0**-20):
@@ -177,7 +178,7 @@ def test_gradients_of_any_size(dtype: torch.dtype) -> None:
 
 
 def test_nan_in_one_image_leaves_the_others_untouched() -> None:
-    module = SlotAttention(4, 24, backend="triton")
+    module = SlotAttention(4, 24, backend="triton").to(DEVICE)
     inputs, slots_init = normal(5, 33, 24).float(), normal(5, 4, 24, seed=5).float()
     poisoned = inputs.clone()
     poisoned[2, 7, 3] = torch.nan
@@ -192,8 +193,8 @@ def test_nan_in_one_image_leaves_the_others_untouched() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_slot_that_receives_nothing_is_finite(dtype: torch.dtype, masked: bool) -> None:
     """As the test of that name of the torch backend."""
-    module = SlotAttention(5, 8, eps=1e-8, scale=1e4, backend="triton").to(dtype)
-    mask = torch.zeros(2, 2, dtype=torch.bool) if masked else None
+    module = SlotAttention(5, 8, eps=1e-8, scale=1e4, backend="triton").to(DEVICE, dtype)
+    mask = torch.zeros(2, 2, dtype=torch.bool, device=DEVICE) if masked else None
     found = results(module, normal(2, 2, 8).to(dtype), mask=mask, return_attn=True)
     assert found["output 1"].float().sum(-1).min() == 0
     for name, x in found.items():
@@ -204,7 +205,7 @@ def test_second_derivatives_are_those_of_the_torch_backend() -> None:
     found = []
     for backend in ("triton", "torch"):
         torch.manual_seed(0)
-        module = SlotAttention(2, 8, backend=backend)
+        module = SlotAttention(2, 8, backend=backend).to(DEVICE)
         x = normal(2, 5, 8).float().requires_grad_()
         slots = module(x, slots_init=normal(2, 2, 8, seed=5).float())
         (first,) = torch.autograd.grad(slots.square().sum(), x, create_graph=True)
@@ -215,7 +216,7 @@ def test_second_derivatives_are_those_of_the_torch_backend() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_sums_are_those_of_the_torch_backend(dtype: torch.dtype) -> None:
     """E itself, at an offset of 10: what is constant over D_in in it would be lost in the centred value weights."""
-    module = SlotAttention(5, 24).float()
+    module = SlotAttention(5, 24).to(DEVICE)
     params = {name: p.detach() for name, p in module.named_parameters() if name not in NOT_ITERATED}
     inputs, slots = (normal(2, 61, 24) + 10).to(dtype), normal(2, 5, 24, seed=5).to(dtype)
     s = Settings(3, 1, 1e-8, 1e-5, "mean", "numerator", True)

@@ -1,0 +1,136 @@
+"""What only a GPU shows, whole calls of the Triton backend: CUDA graphs, Inductor, autocast, repetition, size.
+
+TRITON_INTERPRET=0 pytest -m gpu tests/test_gpu.py
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from compare import DEVICE, assert_error_at_most_twice, assert_same, normal, perturb, results
+from torch import Tensor
+
+from slotattn_fast import SlotAttention, reference
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE != "cuda", reason="no GPU, or TRITON_INTERPRET is not 0"),
+]
+
+
+def made(dtype: torch.dtype = torch.float32) -> SlotAttention:
+    torch.manual_seed(0)
+    module = perturb(SlotAttention(7, 64, backend="triton")).to(DEVICE, dtype)
+    assert isinstance(module, SlotAttention)
+    return module
+
+
+def given(dtype: torch.dtype = torch.float32, num_inputs: int = 4099) -> dict[str, Tensor]:
+    return {"inputs": normal(3, num_inputs, 64, dtype=dtype), "slots_init": normal(3, 7, 64, seed=5, dtype=dtype)}
+
+
+def captured(call: Callable[[], list[Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+    """A CUDA graph of the call and what it returns, after one call on the side to compile its kernels."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call()
+    return graph, outputs
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward-backward"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_graph_replays_what_eager_computes(dtype: torch.dtype, backward: bool) -> None:
+    """For other inputs than those of the capture, written into the same memory."""
+    module, tensors = made(dtype), given(dtype)
+    inputs = tensors["inputs"].requires_grad_()
+    params = [p for name, p in module.named_parameters() if name not in ("slots_mu", "slots_logsigma")]
+
+    def call() -> list[Tensor]:
+        with torch.set_grad_enabled(backward):
+            slots = module(**tensors)
+        grads = torch.autograd.grad(slots.square().sum(), [inputs, *params]) if backward else ()
+        return [slots.detach(), *grads]
+
+    graph, outputs = captured(call)
+    with torch.no_grad():
+        inputs.copy_(normal(*inputs.shape, seed=9, dtype=dtype))
+    graph.replay()
+    replayed = [x.clone() for x in outputs]
+    assert all(torch.equal(x, y) for x, y in zip(replayed, call(), strict=True))
+
+
+def test_graph_draws_new_slots_at_every_replay() -> None:
+    module, inputs = made(), given()["inputs"]
+
+    def call() -> list[Tensor]:
+        with torch.no_grad():
+            return [module(inputs)]
+
+    graph, (slots,) = captured(call)
+    draws = []
+    for _ in range(2):
+        graph.replay()
+        draws.append(slots.clone())
+    assert not torch.equal(*draws)
+    torch.manual_seed(3)
+    graph.replay()
+    torch.manual_seed(3)
+    assert torch.equal(slots, call()[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiles_whole_by_inductor(dynamic: bool, dtype: torch.dtype) -> None:
+    module = made(dtype)
+    torch.compiler.reset()
+    compiled = torch.compile(module, fullgraph=True, dynamic=dynamic)
+    for num_inputs in (4099, 1000):
+        tensors = given(dtype, num_inputs)
+        found = {name.replace("_orig_mod.", ""): x for name, x in results(compiled, **tensors).items()}
+        assert_same(found, results(module, **tensors), 1e-4 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_takes_half_inputs_and_float32_parameters(dtype: torch.dtype) -> None:
+    """At most twice the error of the reference under the same autocast."""
+    module = made()
+    expected = reference.SlotAttention(7, 64).to(DEVICE)
+    expected.load_state_dict(module.state_dict())
+    tensors = given() | {"inputs": given(dtype)["inputs"]}
+    exact = results(expected.double(), **{name: x.double() for name, x in tensors.items()})
+    with torch.autocast("cuda", dtype):
+        fast, plain = results(module, **tensors), results(expected.float(), **tensors)
+    assert fast["gradient to inputs"].dtype == dtype
+    assert fast["gradient to to_q.weight"].dtype == torch.float32
+    assert_error_at_most_twice(fast, plain, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_hundred_runs_are_equal_to_the_bit(dtype: torch.dtype) -> None:
+    module, tensors = made(dtype), given(dtype, num_inputs=16384)
+    first = results(module, **tensors, return_attn=True)
+    for _ in range(99):
+        again = results(module, **tensors, return_attn=True)
+        assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_more_than_2_to_the_31_elements() -> None:
+    """The last images, whose offsets pass 2^31, are as they are alone; 9 GB of inputs and their gradient."""
+    module = made(torch.bfloat16)
+    B, N, last = 2050, 16384, slice(-3, None)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    inputs = torch.randn(B, N, 64, dtype=torch.bfloat16, device=DEVICE, generator=generator).requires_grad_()
+    assert inputs.numel() > 2**31
+    slots_init = normal(1, 7, 64, seed=5, dtype=torch.bfloat16).expand(B, -1, -1)
+    slots, attn = module(inputs, slots_init=slots_init, return_attn=True)
+    (d_inputs,) = torch.autograd.grad(slots.square().sum(), inputs)
+    few = inputs.detach()[last].clone().requires_grad_()
+    want, want_attn = module(few, slots_init=slots_init[last], return_attn=True)
+    (d_few,) = torch.autograd.grad(want.square().sum(), few)
+    found = {"slots": slots[last], "attention": attn[last], "gradient": d_inputs[last]}
+    assert_same(found, {"slots": want, "attention": want_attn, "gradient": d_few}, 2e-2)  # other splits, so other sums
