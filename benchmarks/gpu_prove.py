@@ -1,0 +1,105 @@
+"""The stage `prove`: the tests that need a GPU, and compute-sanitizer over one small call."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from .gpu_record import NOT_MEASURED, UNFINISHED, Found, Part, Record, described
+
+TESTS = {
+    "kernels over the inputs, whole calls": "tests/test_triton_backend.py",
+    "kernels over the slots": "tests/test_kernels_update.py",
+    "launch table against float64": "tests/test_launch_table.py",
+    "graphs, compiler, autocast, 100 runs, 2^31 elements": "tests/test_gpu.py",
+}
+TOY_TESTS = "plain or bfloat16-query-16-wide-8-slots or graph"  # pytest -k
+SANITIZERS = ("memcheck", "racecheck")
+WORKERS = 8  # processes of pytest-xdist: most of the time goes into compiling kernels
+COUNTS = ("passed", "failed", "skipped")
+
+
+def parts(toy: bool) -> dict[str, Part]:
+    tests = {name: partial(run_tests, file, toy) for name, file in TESTS.items()}
+    return tests | {tool: partial(sanitize, tool, toy) for tool in SANITIZERS}
+
+
+def run_tests(file: str, toy: bool, seconds: float) -> Found:
+    """What pytest finds in one file, without the interpreter."""
+    workers = ["-n", str(WORKERS)] if find_spec("xdist") and not toy else []
+    some = ["-k", TOY_TESTS] if toy else []
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", file, "-m", "not slow", f"--junitxml={report}", *workers, *some]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        except subprocess.TimeoutExpired:
+            return {
+                UNFINISHED: f"{file} took more than {seconds:.0f} s; what is compiled by now stays in Triton's cache"
+            }
+        if not report.exists():
+            return {UNFINISHED: f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}"}
+        return outcomes(ET.parse(report).getroot())
+
+
+def outcomes(report: ET.Element) -> Found:
+    """Counts of a JUnit report, the first line of each failure, and the reasons of what was skipped."""
+    cases = list(report.iter("testcase"))
+    failed = {
+        f"{case.get('name')}": (problem.get("message") or problem.text or "")[:500]
+        for case in cases
+        for problem in [*case.findall("failure"), *case.findall("error")]
+    }
+    skipped = [skip.get("message") or "" for case in cases for skip in case.findall("skipped")]
+    found: Found = {"passed": len(cases) - len(failed) - len(skipped), "failed": failed, "skipped": skipped}
+    if cases and len(skipped) == len(cases):
+        found[NOT_MEASURED] = skipped[0]
+    return found
+
+
+def sanitize(tool: str, toy: bool, seconds: float) -> Found:
+    """One tool of compute-sanitizer over `benchmarks.gpu_once`."""
+    if toy:
+        return {NOT_MEASURED: "no GPU"}
+    program = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
+    if program is None:
+        return {NOT_MEASURED: "compute-sanitizer is not installed"}
+    command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu_once"]
+    # Each tensor in memory of its own, so that an access beyond it is one beyond what is allocated.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        return {UNFINISHED: f"{tool} took more than {seconds:.0f} s"}
+    output = done.stdout + done.stderr
+    summary = [line for line in output.splitlines() if "SUMMARY" in line]
+    failed = {} if done.returncode == 0 else {tool: output[-6000:]}
+    return {"passed": int(done.returncode == 0), "failed": failed, "skipped": [], "summary": summary}
+
+
+def passed(record: Record) -> bool:
+    return not any(entry["found"].get("failed") for entry in record.values())
+
+
+def report(record: Record) -> str:
+    """Markdown: a line a part, then the failures."""
+    lines = ["| part | passed | failed | skipped | | conditions |", "|---|---|---|---|---|---|"]
+    failures = []
+    for name, entry in record.items():
+        found, where = entry["found"], entry["conditions"]
+        counts = [str(len(x) if isinstance(x := found.get(key, ""), list | dict) else x) for key in COUNTS]
+        remark = found.get(NOT_MEASURED) or found.get(UNFINISHED) or "; ".join(found.get("summary", []))
+        if NOT_MEASURED in found:
+            remark = f"not measured: {remark}"
+        lines.append(f"| {name} | {' | '.join(counts)} | {_one_line(remark)} | {described(where)} |")
+        failures += [f"- {name}: {test}: {_one_line(why)}" for test, why in found.get("failed", {}).items()]
+    return "\n".join([*lines, "", *(failures or ["No failure."]), ""])
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())[:600]

@@ -1,0 +1,132 @@
+"""The report of the stage `time`: each target beside what was reached, all contenders, and the profile."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .gpu_record import NOT_MEASURED, Found, Record, described
+
+DISCOVERY, SETS, SINGLE = (64, 16384, 7), (512, 1024, 10), (1, 16384, 7)  # B, N, K
+SIZES = (DISCOVERY, SETS, SINGLE)
+PROFILE = "profile"
+Rows = dict[str, dict[str, Any]]  # by contender
+
+
+class Target(NamedTuple):
+    """Of forward and backward together in bfloat16; `reached` is None where it could not be measured."""
+
+    size: tuple[int, int, int]
+    what: str
+    bound: float
+    reached: Callable[[Found], float | None]
+    at_most: bool = False
+
+    def is_met(self, value: float) -> bool:
+        return value <= self.bound if self.at_most else value >= self.bound
+
+
+def part_name(size: tuple[int, int, int], dtype: str, which: str) -> str:
+    return f"{' x '.join(map(str, size))} {dtype} {which}"
+
+
+def median(found: Found, contender: str) -> float | None:
+    """Milliseconds."""
+    for row in found["rows"]:
+        if row["contender"] == contender and "ms" in row:
+            return row["ms"][1]
+    return None
+
+
+def times_faster(than: str, ours: str = "ours") -> Callable[[Found], float | None]:
+    def reached(found: Found) -> float | None:
+        other, own = median(found, than), median(found, ours)
+        return None if other is None or own is None else other / own
+
+    return reached
+
+
+def part_of_copy(found: Found) -> float | None:
+    """Bytes/s of the passes over the inputs that the design has, T reads, or 2 T reads and a write, over a copy's."""
+    own = median(found, "ours")
+    if own is None or "copy_bytes_per_s" not in found:
+        return None
+    return found["units"] * found["inputs_bytes"] / (own / 1e3) / found["copy_bytes_per_s"]
+
+
+def memory_share(found: Found) -> float | None:
+    """Peak memory of ours beyond inputs, outputs and gradients, over the inputs'."""
+    for row in found["rows"]:
+        if row["contender"] == "ours" and row.get("peak_bytes") is not None:
+            return row["peak_bytes"] / found["inputs_bytes"]
+    return None
+
+
+EAGER, COMPILED, AUTOTUNED = "times faster than the reference", "than it compiled", "than it compiled, max-autotune"
+TARGETS = (
+    Target(DISCOVERY, EAGER, 10, times_faster("reference")),
+    Target(DISCOVERY, AUTOTUNED, 4, times_faster("max-autotune")),
+    Target(DISCOVERY, "part of the copy's bytes/s over 7 units", 0.8, part_of_copy),
+    Target(DISCOVERY, "peak memory over the inputs'", 0.05, memory_share, at_most=True),
+    Target(SETS, EAGER, 8, times_faster("reference")),
+    Target(SETS, COMPILED, 3, times_faster("compiled")),
+    Target(SETS, AUTOTUNED, 3, times_faster("max-autotune")),
+    Target(SINGLE, COMPILED, 1, times_faster("compiled")),
+    Target(SINGLE, AUTOTUNED, 1, times_faster("max-autotune")),
+    Target(SINGLE, f"captured graph, {COMPILED}", 3, times_faster("compiled", "ours, graph")),
+    Target(SINGLE, f"captured graph, {AUTOTUNED}", 3, times_faster("max-autotune", "ours, graph")),
+)
+
+
+def report(record: Record) -> str:
+    """Markdown."""
+    return "\n\n".join([targets(record), *(part(name, entry) for name, entry in record.items())]) + "\n"
+
+
+def targets(record: Record) -> str:
+    lines = ["| B x N x K, bfloat16, forward + backward | | target | reached | |", "|---|---|---|---|---|"]
+    for target in TARGETS:
+        entry = record.get(part_name(target.size, "bfloat16", "forward+backward"))
+        value = target.reached(entry["found"]) if entry and "rows" in entry["found"] else None
+        shown = NOT_MEASURED if value is None else f"{value:.3g}"
+        verdict = "" if value is None else "met" if target.is_met(value) else "**missed**"
+        bound = f"{'at most' if target.at_most else 'at least'} {target.bound:g}"
+        lines.append(f"| {' x '.join(map(str, target.size))} | {target.what} | {bound} | {shown} | {verdict} |")
+    return "\n".join(lines)
+
+
+def part(name: str, entry: dict[str, Any]) -> str:
+    """A table of its rows, under its conditions."""
+    found = entry["found"]
+    head = f"### {name}\n\n{described(entry['conditions'])}"
+    if "copy_bytes_per_s" in found:
+        copy, product = found["copy_bytes_per_s"] / 1e12, found["bf16_flop_per_s"] / 1e12
+        head += f"; copy {copy:.2f} TB/s, bf16 product {product:.0f} TFLOP/s"
+    if "rows" not in found:
+        return f"{head}\n\n{NOT_MEASURED}: it failed"
+    table = profile_table(found) if name == PROFILE else contenders_table(found)
+    return f"{head}\n\n{table}"
+
+
+def contenders_table(found: Found) -> str:
+    share = part_of_copy(found)
+    lines = ["| | ms, median | p20 | p80 | times ours | peak memory | error | |", "|---|---|---|---|---|---|---|---|"]
+    for row in found["rows"]:
+        p20, p50, p80 = (f"{value:.4f}" for value in row["ms"]) if "ms" in row else ("", NOT_MEASURED, "")
+        ratio = f"{row['times_ours']:.2f}" if row.get("times_ours") else ""
+        memory = "" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / 2**20:.1f} MiB"
+        error = f"{row['error']:.1e}" if "error" in row else ""
+        remark = " ".join(row.get(NOT_MEASURED, "").replace("|", "/").split())
+        if row["contender"] == "ours" and share is not None:
+            remark = f"{share:.0%} of the copy's bytes/s over {found['units']} units"
+        lines.append(f"| {row['contender']} | {p50} | {p20} | {p80} | {ratio} | {memory} | {error} | {remark} |")
+    return "\n".join(lines)
+
+
+def profile_table(found: Found) -> str:
+    if not found["rows"]:
+        return f"{NOT_MEASURED}: no GPU"
+    lines = ["| kernel | launches a call | us a call | TB/s of what it reads and writes |", "|---|---|---|---|"]
+    for row in found["rows"]:
+        rate = f"{row['bytes_per_s'] / 1e12:.2f}" if "bytes_per_s" in row else ""
+        name = row["kernel"].replace("|", "/")[:80]
+        lines.append(f"| {name} | {row['launches']:g} | {row['us']:.1f} | {rate} |")
+    return "\n".join(lines)

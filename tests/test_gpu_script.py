@@ -1,0 +1,241 @@
+"""`python -m benchmarks.gpu` without a GPU: what it records and skips, its tables, its candidates, and toy runs."""
+
+import json
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from slotattn_fast.kernels import ops
+from slotattn_fast.kernels.launch import attend_config
+
+from benchmarks import gpu, gpu_measure, gpu_once, gpu_prove, gpu_record, gpu_table, gpu_time, gpu_tune
+from benchmarks.cost import WRITTEN
+from benchmarks.gpu_record import NOT_MEASURED, UNFINISHED, Found, is_done, load, run_parts
+
+HERE = {"gpu": "none", "commit": "a", "date": "today", "command": "this"}
+
+
+def test_finished_parts_are_kept_and_the_others_run_again(tmp_path: Path) -> None:
+    path, calls = tmp_path / "folder" / "stage.json", []
+
+    def part(name: str, found: Found) -> gpu_record.Part:
+        return lambda seconds: calls.append(name) or found
+
+    def broken(seconds: float) -> Found:
+        calls.append("broken")
+        raise ValueError("on purpose")
+
+    parts = {"good": part("good", {"x": 1}), "broken": broken, "cut": part("cut", {UNFINISHED: "too long"})}
+    assert run_parts(path, parts, HERE, limit=60) == ["broken", "cut"]
+    record = load(path)
+    assert record["good"]["found"] == {"x": 1}
+    assert record["good"]["conditions"] == HERE
+    assert "on purpose" in record["broken"]["found"][UNFINISHED]
+    parts["broken"] = part("mended", {"x": 2})
+    assert run_parts(path, parts, HERE | {"date": "tomorrow"}, limit=60) == ["cut"]
+    assert calls == ["good", "broken", "cut", "mended", "cut"]
+    assert run_parts(path, parts, HERE | {"commit": "b"}, limit=60) == ["cut"]
+    assert calls[5:] == ["good", "mended", "cut"]
+
+
+def test_no_part_begins_that_may_not_end_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(gpu_record.time, "monotonic", lambda: now)
+
+    def part(seconds: float) -> Found:
+        nonlocal now
+        now += 40
+        return {"left": seconds}
+
+    assert run_parts(tmp_path / "stage.json", dict.fromkeys("abc", part), HERE, limit=100) == ["c"]
+    assert [entry["found"]["left"] for entry in load(tmp_path / "stage.json").values()] == [100, 60]
+
+
+@pytest.mark.parametrize("name", ["gpu", "commit"])
+def test_a_result_of_another_machine_or_commit_counts_for_nothing(name: str) -> None:
+    entry = {"found": {}, "conditions": HERE}
+    assert is_done(entry, HERE)
+    assert not is_done(entry, HERE | {name: "other"})
+    assert not is_done(None, HERE)
+
+
+def test_outcomes_of_a_test_report() -> None:
+    report = ET.fromstring(
+        '<testsuites><testsuite><testcase name="good"/><testcase name="bad"><failure message="off by 1"/></testcase>'
+        '<testcase name="worse"><error message="no"/></testcase>'
+        '<testcase name="idle"><skipped message="why"/></testcase></testsuite></testsuites>'
+    )
+    found = gpu_prove.outcomes(report)
+    assert found == {"passed": 1, "failed": {"bad": "off by 1", "worse": "no"}, "skipped": ["why"]}
+    record = {"tests": {"found": found, "conditions": HERE}}
+    assert not gpu_prove.passed(record)
+    text = gpu_prove.report(record)
+    assert "| tests | 1 | 2 | 1 |" in text
+    assert "- tests: bad: off by 1" in text
+    only_skipped = ET.fromstring('<x><testcase name="idle"><skipped message="no GPU"/></testcase></x>')
+    assert gpu_prove.outcomes(only_skipped)[NOT_MEASURED] == "no GPU"
+
+
+def test_sanitizer_output_is_kept_where_it_finds_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program in its place, which reports as it does."""
+    program = tmp_path / "compute-sanitizer"
+    program.write_text('#!/bin/sh\necho "========= ERROR SUMMARY: 2 errors for $2"\nexit 9\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = gpu_prove.sanitize("memcheck", False, 10)
+    assert found["summary"] == ["========= ERROR SUMMARY: 2 errors for memcheck"]
+    assert "2 errors" in found["failed"]["memcheck"]
+
+
+def measured(**ms: float) -> Found:
+    """A call over 7 passes of 1 GB, on a device that copies 4 TB/s."""
+    rows: list[dict[str, Any]] = [
+        {"contender": name.replace("_", ", "), "ms": (x, x, x), "times_ours": x / ms["ours"], "error": 1e-3}
+        for name, x in ms.items()
+    ]
+    rows[-1]["peak_bytes"] = 40_000_000
+    rows.append({"contender": "max-autotune", NOT_MEASURED: "InductorError: a | b"})
+    return {"rows": rows, "inputs_bytes": 10**9, "units": 7, "copy_bytes_per_s": 4e12, "bf16_flop_per_s": 8e14}
+
+
+def test_bytes_and_memory_of_a_measurement() -> None:
+    found = measured(reference=30.0, ours=2.5)
+    assert gpu_table.part_of_copy(found) == pytest.approx(7e9 / 2.5e-3 / 4e12)
+    assert gpu_table.memory_share(found) == 0.04
+    assert gpu_table.times_faster("reference")(found) == 12
+    assert gpu_table.times_faster("max-autotune")(found) is None
+
+
+def test_targets_beside_what_was_reached() -> None:
+    name = gpu_table.part_name(gpu_table.DISCOVERY, "bfloat16", "forward+backward")
+    assert name in gpu_time.parts(toy=False)
+    lines = gpu_table.targets({name: {"found": measured(reference=30.0, ours=2.5), "conditions": HERE}}).splitlines()
+    reached = {line.split("|")[2].strip(): [cell.strip() for cell in line.split("|")[3:6]] for line in lines[2:6]}
+    assert reached[gpu_table.EAGER] == ["at least 10", "12", "met"]
+    assert reached[gpu_table.AUTOTUNED] == ["at least 4", NOT_MEASURED, ""]
+    assert reached["part of the copy's bytes/s over 7 units"] == ["at least 0.8", "0.7", "**missed**"]
+    assert reached["peak memory over the inputs'"] == ["at most 0.05", "0.04", "met"]
+    assert len(lines) == 2 + len(gpu_table.TARGETS)
+    assert all(NOT_MEASURED in line for line in lines[6:])
+
+
+def test_contenders_table_says_why_there_is_no_time() -> None:
+    text = gpu_table.report({"part": {"found": measured(reference=30.0, ours=2.5), "conditions": HERE}})
+    assert "| reference | 30.0000 | 30.0000 | 30.0000 | 12.00 |" in text
+    assert "InductorError: a / b" in text
+    assert "copy 4.00 TB/s" in text
+
+
+def test_difference_is_that_of_the_worst_and_shows_nan() -> None:
+    exact = [torch.ones(2), torch.ones(3), torch.full((2,), 3.0), torch.full((1,), 1.0)]
+    found = [torch.ones(2), torch.full((3,), 1.1), *exact[2:]]
+    assert gpu_time.difference(found, exact) == pytest.approx(0.1)
+    assert gpu_time.difference(exact[:1], exact[:1]) == 0
+    found[2] = found[2] * torch.nan
+    assert not gpu_time.difference(found, exact) <= 1e9
+
+
+@pytest.mark.parametrize("size", gpu_table.SIZES, ids=str)
+@pytest.mark.parametrize("which", gpu_tune.PASSES)
+def test_candidates_cover_all_inputs_once(which: str, size: tuple[int, int, int]) -> None:
+    B, N, K = size
+    base = attend_config(B, N, gpu_tune.WIDTH, K, 1, 2, 132, which)
+    configs = gpu_tune.candidates(base, B, N, 132)
+    assert configs[0] == base
+    assert len(configs) == len(set(configs)) > 24
+    for config in configs:
+        covered = config.block_n * config.blocks
+        assert covered * config.splits >= N > covered * (config.splits - 1)
+        assert config[1:4] == base[1:4]
+    assert {config.num_warps for config in configs} == set(gpu_tune.WARPS)
+
+
+def test_only_a_gain_beyond_noise_is_proposed() -> None:
+    base = attend_config(64, 16384, 64, 7, 1, 2, 132, "forward")._asdict()
+    rows = [base | {"ms": 1.0}, base | {"ms": 0.98, "block_n": 64}, base | {NOT_MEASURED: "OutOfResources"}]
+    record = {"shape forward": {"found": {"rows": rows}, "conditions": HERE}}
+    assert "| 64, 4, 3, 8 | 0.9800 | 1.02x | no |" in gpu_tune.report(record)
+    rows[1]["ms"] = 0.5
+    assert "| 2.00x | yes |" in gpu_tune.report(record)
+
+
+def test_every_kernel_is_launched_once_or_more() -> None:
+    counts = gpu_once.launches(gpu_once.SHAPE._replace(N=40), "cpu")
+    assert set(counts) == set(WRITTEN)
+
+
+def test_contenders_agree_at_toy_size() -> None:
+    found = gpu_time.compare((2, 20, 3), "bfloat16", "forward+backward", True, 60)
+    assert {"reference", "compiled", "ours"} <= {row["contender"] for row in found["rows"]}
+    assert [row.get(NOT_MEASURED) for row in found["rows"]] == [None] * len(found["rows"])
+    assert not any("ms" in row for row in found["rows"])
+    assert found["inputs_bytes"] == 2 * 20 * 64 * 2
+    assert "copy_bytes_per_s" not in found
+
+
+def test_a_contender_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = gpu_time.own
+
+    def wrong(plain: torch.nn.Module) -> torch.nn.Module:
+        module = own(plain)
+        with torch.no_grad():
+            module.to_q.weight.mul_(1.5)
+        return module
+
+    monkeypatch.setattr(gpu_time, "own", wrong)
+    found = gpu_time.compare((2, 20, 3), "float32", "forward", True, 60)
+    (row,) = (row for row in found["rows"] if row["contender"] == "ours")
+    assert "is allowed" in row[NOT_MEASURED]
+    assert not gpu_time.passed({"part": {"found": found, "conditions": HERE}})
+
+
+def test_candidates_run_and_a_wrong_one_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = ops.attend_config
+    found = gpu_tune.tune((2, 70, 3), "inputs", True, 60)
+    assert [row.get("error", 1) <= 1e-2 for row in found["rows"]] == [True] * (1 + gpu_tune.TOY_CANDIDATES)
+    assert ops.attend_config is table
+    monkeypatch.setattr(
+        gpu_tune, "candidates", lambda base, *sizes: [base, base._replace(block_n=16, blocks=1, splits=1)]
+    )  # the second leaves inputs out
+    found = gpu_tune.tune((2, 70, 3), "forward", True, 60)
+    assert NOT_MEASURED not in found["rows"][0]
+    assert "off by" in found["rows"][1][NOT_MEASURED]
+
+
+def test_tests_are_run_and_counted() -> None:
+    found = gpu_prove.run_tests(gpu_prove.TESTS["launch table against float64"], True, 120)
+    assert (found["passed"], found["failed"]) == (1, {})
+
+
+def test_a_toy_stage_is_marked_and_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.run("tune", tmp_path, toy=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"toy-gpu-tune.json", "toy-gpu-tune.md"}
+    assert "nothing here is a measurement" in (tmp_path / "toy-gpu-tune.md").read_text()
+    assert "not measured" in (tmp_path / "toy-gpu-tune.md").read_text()
+    record = json.loads((tmp_path / "toy-gpu-tune.json").read_text())
+    assert all(entry["conditions"]["gpu"].startswith("none") for entry in record.values())
+    capsys.readouterr()
+    assert gpu.run("tune", tmp_path, toy=True)
+    assert capsys.readouterr().out.count("done before") == len(record)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # which it sets
+    with pytest.raises(SystemExit, match="no GPU"):
+        gpu.run("time", tmp_path, toy=False)
+    assert list(tmp_path.iterdir()) == []
+    assert gpu_measure.ceilings() == {}
+
+
+def test_toy_results_do_not_go_among_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+    monkeypatch.setattr(gpu, "run", lambda stage, out, *rest: folders.append(gpu.folder(out, rest[0])) or True)
+    for arguments in (["tune", "--toy"], ["tune"]):
+        monkeypatch.setattr(sys, "argv", ["gpu", *arguments])
+        with pytest.raises(SystemExit):
+            gpu.main()
+    assert folders == [gpu.TOY_RESULTS, gpu.RESULTS]
