@@ -50,13 +50,16 @@ def run(stage: str, out: Path | None, toy: bool, commit: str | None = None) -> b
     import torch
 
     from . import gpu_prove, gpu_time, gpu_tune
-    from .gpu_record import conditions, load, run_parts
+    from .gpu_record import UNKNOWN, conditions, load, run_parts
 
     if not toy and not torch.cuda.is_available():
         sys.exit("no GPU: torch.cuda.is_available() is False; --toy runs the same at toy size on a CPU")
+    here = conditions(toy, commit)
+    if here["commit"] == UNKNOWN:
+        sys.exit("git does not know the commit of this copy: give it by --commit HASH")
     module = {"prove": gpu_prove, "time": gpu_time, "tune": gpu_tune}[stage]
     path = folder(out, toy) / f"{'toy-' if toy else ''}gpu-{stage}.json"
-    left = run_parts(path, module.parts(toy), conditions(toy, commit), LIMIT)
+    left = run_parts(path, module.parts(toy), here, LIMIT)
     record = load(path)
     text = module.report(record)
     path.with_suffix(".md").write_text(("Toy sizes on a CPU: nothing here is a measurement.\n\n" if toy else "") + text)

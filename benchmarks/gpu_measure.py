@@ -1,8 +1,9 @@
 """Measuring on a GPU: interleaved rounds by CUDA events, captured graphs, peak memory, and the two ceilings.
 
-On a CPU every function checks that the calls run and returns nothing: there are no times without a GPU.
+On a CPU calls are made once and nothing is returned: there are no times without a GPU.
 """
 
+import os
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,11 @@ Call = Callable[[], Sequence[Tensor]]
 WARM_UP = 3  # rounds
 
 
+def on_gpu() -> bool:
+    """Whether kernels run on a GPU: there is one, and they are not interpreted."""
+    return torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
+
+
 def milliseconds(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
     """Of every call in every round, one after the other; empty lists on a CPU.
 
@@ -20,7 +26,7 @@ def milliseconds(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
     is measured with the gaps between its kernels, as in use; it has the head start of the cache's filling, 0.1 ms.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    if not torch.cuda.is_available():
+    if not on_gpu():
         for call in calls.values():
             call()
         return times
@@ -60,7 +66,7 @@ def captured(call: Call) -> Call:
 
 def peak_bytes(call: Call) -> int | None:
     """The most that was allocated at once during a call, beyond what was before and what it returns; None on a CPU."""
-    if not torch.cuda.is_available():
+    if not on_gpu():
         return None
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -72,7 +78,7 @@ def peak_bytes(call: Call) -> int | None:
 
 def ceilings(rounds: int = 20) -> dict[str, float]:
     """Bytes/s of a copy within device memory, read and written, and FLOP/s of a bf16 product; empty on a CPU."""
-    if not torch.cuda.is_available():
+    if not on_gpu():
         return {}
     source = torch.randn(2**28, device="cuda")  # 1 GiB
     target = torch.empty_like(source)

@@ -4,13 +4,13 @@ python -m benchmarks.gpu_once                       on a GPU
 TRITON_INTERPRET=1 python -m benchmarks.gpu_once    on a CPU
 """
 
-import os
 import sys
 from collections import Counter
 
 import torch
 
 from .cost import WRITTEN, Shape, recorded, weights
+from .gpu_measure import on_gpu
 
 # Two splits of an image, of which the last block is not full; both masks.
 SHAPE = Shape(B=2, N=300, D_in=64, K=5, D=64, T=2, dtype=torch.bfloat16, mask=True)
@@ -35,7 +35,7 @@ def launches(shape: Shape, device: str) -> Counter[str]:
 
 
 def main() -> None:
-    device = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+    device = "cuda" if on_gpu() else "cpu"
     for dtype in (torch.bfloat16, torch.float32):
         counts = launches(SHAPE._replace(dtype=dtype), device)
         print(dtype, dict(counts), flush=True)

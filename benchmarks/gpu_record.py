@@ -20,6 +20,7 @@ Part = Callable[[float], Found]  # of the seconds that are left
 Record = dict[str, dict[str, Any]]  # by the part's name
 UNFINISHED = "unfinished"  # the key of a part's result that says why it is to be run again
 NOT_MEASURED = "not measured"  # the key of a result, or of a row, that says why there is none
+UNKNOWN = "unknown"  # what a command that is missing or fails would have told
 FRESH = ("date", "command")  # conditions in which a result that is kept may differ
 
 
@@ -43,11 +44,11 @@ def described(where: Mapping[str, str]) -> str:
 
 
 def _output(*command: str) -> str:
-    """The first line that a command prints; "unknown" where it is missing or fails."""
+    """The first line that a command prints; UNKNOWN where it is missing or prints none."""
     if shutil.which(command[0]) is None:
-        return "unknown"
+        return UNKNOWN
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.split("\n")[0].strip() or "unknown"
+    return done.stdout.split("\n")[0].strip() or UNKNOWN
 
 
 def load(path: Path) -> Record:

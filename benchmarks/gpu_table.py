@@ -116,7 +116,9 @@ def contenders_table(found: Found) -> str:
         error = f"{row['error']:.1e}" if "error" in row else ""
         remark = " ".join(row.get(NOT_MEASURED, "").replace("|", "/").split())
         if row["contender"] == "ours" and share is not None:
+            above = found["units"] / share / found["fewest_units"]
             remark = f"{share:.0%} of the copy's bytes/s over {found['units']} units"
+            remark += f", {above:.1f} times that of {found['fewest_units']}"
         lines.append(f"| {row['contender']} | {p50} | {p20} | {p80} | {ratio} | {memory} | {error} | {remark} |")
     return "\n".join(lines)
 

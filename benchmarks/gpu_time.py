@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from . import gpu_table
 from .cost import Shape, plans
-from .gpu_measure import Call, captured, ceilings, milliseconds, peak_bytes, percentiles
+from .gpu_measure import Call, captured, ceilings, milliseconds, on_gpu, peak_bytes, percentiles
 from .gpu_record import NOT_MEASURED, Found, Part, Record
 
 DIM, ITERS, ROUNDS = 64, 3, 30
 DRAW = 1  # seed of the initial slots
 PASSES = ("forward+backward", "forward")
-UNITS = {"forward+backward": 2 * ITERS + 1, "forward": ITERS}  # passes over the inputs in memory
+# Passes over the inputs: each from memory, and the fewest that there can be, for inputs held on the chip.
+UNITS = {"forward+backward": (2 * ITERS + 1, 3), "forward": (ITERS, 1)}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 TOY_SIZES = ((2, 40, 3),)
 
@@ -75,7 +76,8 @@ def compare(size: tuple[int, int, int], dtype: str, which: str, toy: bool, secon
             row["ms"] = percentiles(values)
             if "ours" in times:
                 row["times_ours"] = statistics.median(map(truediv, values, times["ours"]))
-    return {"rows": rows, "inputs_bytes": inputs.nbytes, "units": UNITS[which], **ceilings()}
+    units, fewest = UNITS[which]
+    return {"rows": rows, "inputs_bytes": inputs.nbytes, "units": units, "fewest_units": fewest, **ceilings()}
 
 
 def problem(size: tuple[int, int, int], dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor]:
@@ -83,7 +85,7 @@ def problem(size: tuple[int, int, int], dtype: torch.dtype) -> tuple[nn.Module, 
     from slotattn_fast.reference import SlotAttention as Reference
 
     B, N, K = size
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if on_gpu() else "cpu"
     torch.compiler.reset()
     torch.manual_seed(0)
     plain = Reference(K, DIM, ITERS).to(device, dtype)
@@ -187,7 +189,7 @@ def profile(size: tuple[int, int, int], seconds: float) -> Found:
         for launch in plan.launches:
             moved[launch.kernel] += sum(launch.read.values()) + sum(launch.written.values())
     ours()
-    if not torch.cuda.is_available():
+    if not on_gpu():
         return {"rows": [], "moved": moved}
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:

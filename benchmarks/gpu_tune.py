@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import gpu_table
-from .gpu_measure import Call, milliseconds
+from .gpu_measure import Call, milliseconds, on_gpu
 from .gpu_record import NOT_MEASURED, Found, Part, Record, described
 
 WIDTH, ITERS, ROUNDS = 64, 3, 15
@@ -54,7 +54,7 @@ def tune(size: tuple[int, int, int], which: str, toy: bool, seconds: float) -> F
     from slotattn_fast.kernels.launch import attend_config
 
     B, N, K = size
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if on_gpu() else "cpu")
     multiprocessors = ops.multiprocessors(device)
     base = attend_config(B, N, WIDTH, K, 1, 2, multiprocessors, which)
     configs = candidates(base, B, N, multiprocessors)[: 1 + TOY_CANDIDATES if toy else None]

@@ -3,13 +3,14 @@
 TRITON_INTERPRET=0 pytest -m gpu tests/test_gpu.py
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from compare import DEVICE, assert_error_at_most_twice, assert_same, normal, perturb, results
 from torch import Tensor
 
+from benchmarks.gpu_measure import captured
 from slotattn_fast import SlotAttention, reference
 
 pytestmark = [
@@ -29,19 +30,6 @@ def given(dtype: torch.dtype = torch.float32, num_inputs: int = 4099) -> dict[st
     return {"inputs": normal(3, num_inputs, 64, dtype=dtype), "slots_init": normal(3, 7, 64, seed=5, dtype=dtype)}
 
 
-def captured(call: Callable[[], list[Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
-    """A CUDA graph of the call and what it returns, after one call on the side to compile its kernels."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = call()
-    return graph, outputs
-
-
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward-backward"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_graph_replays_what_eager_computes(dtype: torch.dtype, backward: bool) -> None:
@@ -56,12 +44,10 @@ def test_graph_replays_what_eager_computes(dtype: torch.dtype, backward: bool) -
         grads = torch.autograd.grad(slots.square().sum(), [inputs, *params]) if backward else ()
         return [slots.detach(), *grads]
 
-    graph, outputs = captured(call)
+    replay = captured(call)
     with torch.no_grad():
         inputs.copy_(normal(*inputs.shape, seed=9, dtype=dtype))
-    graph.replay()
-    replayed = [x.clone() for x in outputs]
-    assert all(torch.equal(x, y) for x, y in zip(replayed, call(), strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(replay(), call(), strict=True))
 
 
 def test_graph_draws_new_slots_at_every_replay() -> None:
@@ -71,25 +57,25 @@ def test_graph_draws_new_slots_at_every_replay() -> None:
         with torch.no_grad():
             return [module(inputs)]
 
-    graph, (slots,) = captured(call)
-    draws = []
-    for _ in range(2):
-        graph.replay()
-        draws.append(slots.clone())
-    assert not torch.equal(*draws)
+    replay = captured(call)
+    first, second = (replay()[0].clone() for _ in range(2))
+    assert not torch.equal(first, second)
     torch.manual_seed(3)
-    graph.replay()
+    (drawn,) = replay()
     torch.manual_seed(3)
-    assert torch.equal(slots, call()[0])
+    assert torch.equal(drawn, call()[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_compiles_whole_by_inductor(dynamic: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"dynamic": True}, {"mode": "reduce-overhead"}], ids=["default", "dynamic", "cuda-graphs"]
+)
+def test_compiles_whole_by_inductor(options: dict[str, Any], dtype: torch.dtype) -> None:
+    """Called often enough for the compiler's own CUDA graphs to be replayed, and with another number of inputs."""
     module = made(dtype)
     torch.compiler.reset()
-    compiled = torch.compile(module, fullgraph=True, dynamic=dynamic)
-    for num_inputs in (4099, 1000):
+    compiled = torch.compile(module, fullgraph=True, **options)
+    for num_inputs in (4099, 4099, 4099, 1000):
         tensors = given(dtype, num_inputs)
         found = {name.replace("_orig_mod.", ""): x for name, x in results(compiled, **tensors).items()}
         assert_same(found, results(module, **tensors), 1e-4 if dtype == torch.float32 else 2e-2)

@@ -98,7 +98,14 @@ def measured(**ms: float) -> Found:
     ]
     rows[-1]["peak_bytes"] = 40_000_000
     rows.append({"contender": "max-autotune", NOT_MEASURED: "InductorError: a | b"})
-    return {"rows": rows, "inputs_bytes": 10**9, "units": 7, "copy_bytes_per_s": 4e12, "bf16_flop_per_s": 8e14}
+    return {
+        "rows": rows,
+        "inputs_bytes": 10**9,
+        "units": 7,
+        "fewest_units": 3,
+        "copy_bytes_per_s": 4e12,
+        "bf16_flop_per_s": 8e14,
+    }
 
 
 def test_bytes_and_memory_of_a_measurement() -> None:
@@ -127,6 +134,7 @@ def test_contenders_table_says_why_there_is_no_time() -> None:
     assert "| reference | 30.0000 | 30.0000 | 30.0000 | 12.00 |" in text
     assert "InductorError: a / b" in text
     assert "copy 4.00 TB/s" in text
+    assert "70% of the copy's bytes/s over 7 units, 3.3 times that of 3" in text
 
 
 def test_difference_is_that_of_the_worst_and_shows_nan() -> None:
@@ -220,6 +228,13 @@ def test_a_toy_stage_is_marked_and_continued(tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     assert gpu.run("tune", tmp_path, toy=True)
     assert capsys.readouterr().out.count("done before") == len(record)
+
+
+def test_a_copy_without_its_history_asks_for_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_record.shutil, "which", lambda command: None)
+    with pytest.raises(SystemExit, match="--commit"):
+        gpu.run("tune", tmp_path, toy=True)
+    assert gpu_record.conditions(True, "abc")["commit"] == "abc"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
