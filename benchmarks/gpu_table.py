@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .gpu_record import NOT_MEASURED, Found, Record, described
+from .gpu_record import NOT_MEASURED, UNFINISHED, Found, Record, described
 
 DISCOVERY, SETS, SINGLE = (64, 16384, 7), (512, 1024, 10), (1, 16384, 7)  # B, N, K
 SIZES = (DISCOVERY, SETS, SINGLE)
@@ -101,7 +101,7 @@ def part(name: str, entry: dict[str, Any]) -> str:
         copy, product = found["copy_bytes_per_s"] / 1e12, found["bf16_flop_per_s"] / 1e12
         head += f"; copy {copy:.2f} TB/s, bf16 product {product:.0f} TFLOP/s"
     if "rows" not in found:
-        return f"{head}\n\n{NOT_MEASURED}: it failed"
+        return f"{head}\n\n{NOT_MEASURED}: {found[UNFINISHED].strip().splitlines()[-1]}"
     table = profile_table(found) if name == PROFILE else contenders_table(found)
     return f"{head}\n\n{table}"
 

@@ -137,6 +137,14 @@ def test_contenders_table_says_why_there_is_no_time() -> None:
     assert "70% of the copy's bytes/s over 7 units, 3.3 times that of 3" in text
 
 
+def test_a_part_that_failed_says_why() -> None:
+    found = {UNFINISHED: "Traceback\n  a line\nRuntimeError: no memory\n"}
+    record = {"part": {"found": found, "conditions": HERE}}
+    assert "not measured: RuntimeError: no memory" in gpu_table.report(record)
+    assert "| part | | not measured |" in gpu_tune.report(record).replace("|  |", "| |")
+    assert "RuntimeError: no memory" in gpu_prove.report(record)
+
+
 def test_difference_is_that_of_the_worst_and_shows_nan() -> None:
     exact = [torch.ones(2), torch.ones(3), torch.full((2,), 3.0), torch.full((1,), 1.0)]
     found = [torch.ones(2), torch.full((3,), 1.1), *exact[2:]]
@@ -182,6 +190,54 @@ def test_contenders_agree_at_toy_size() -> None:
     assert not any("ms" in row for row in found["rows"])
     assert found["inputs_bytes"] == 2 * 20 * 64 * 2
     assert "copy_bytes_per_s" not in found
+
+
+def test_calls_are_timed_in_turns_and_the_first_rounds_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that each call puts forward, in place of a GPU's events."""
+    now, order = 0.0, []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.at = torch.nan
+
+        def record(self) -> None:
+            self.at = now
+
+        def elapsed_time(self, end: "Event") -> float:
+            return end.at - self.at
+
+    def call(name: str, milliseconds: float) -> gpu_measure.Call:
+        def run() -> list[torch.Tensor]:
+            nonlocal now
+            now += milliseconds * (10 if len(order) < 2 * gpu_measure.WARM_UP else 1)
+            order.append(name)
+            return []
+
+        return run
+
+    monkeypatch.setattr(gpu_measure, "on_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *sizes, **options: empty(1))
+    times = gpu_measure.milliseconds({"a": call("a", 1.0), "b": call("b", 2.0)}, rounds=4)
+    assert times == {"a": [1.0] * 4, "b": [2.0] * 4}
+    assert order == ["a", "b"] * (4 + gpu_measure.WARM_UP)
+
+
+def test_measured_times_come_into_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def milliseconds(calls: dict[str, gpu_measure.Call], rounds: int) -> dict[str, list[float]]:
+        return {name: [1.0, 2.0, 3.0] if name == "ours" else [4.0, 8.0, 12.0] for name in calls}
+
+    monkeypatch.setattr(gpu_time, "milliseconds", milliseconds)
+    monkeypatch.setattr(gpu_time, "peak_bytes", lambda call: 5)
+    found = gpu_time.compare((2, 20, 3), "float32", "forward", True, 60)
+    rows = {row["contender"]: row for row in found["rows"]}
+    assert rows["ours"]["ms"][1] == 2
+    assert rows["reference"]["times_ours"] == 4
+    assert gpu_table.times_faster("reference")(found) == 4
+    assert rows["ours"]["peak_bytes"] == 5
+    assert json.loads(json.dumps(found))["units"] == 3
 
 
 def test_a_contender_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
