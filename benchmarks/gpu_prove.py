@@ -48,16 +48,18 @@ def run_tests(file: str, toy: bool, seconds: float) -> Found:
 
 
 def outcomes(report: ET.Element) -> Found:
-    """Counts of a JUnit report, the first line of each failure, and the reasons of what was skipped."""
+    """Counts of a JUnit report, what each failure says, and the reasons of what was skipped."""
     cases = list(report.iter("testcase"))
+    if not cases:
+        return {UNFINISHED: "no test was found"}
     failed = {
-        f"{case.get('name')}": (problem.get("message") or problem.text or "")[:500]
+        case.get("name") or "": (problem.get("message") or problem.text or "")[:500]
         for case in cases
         for problem in [*case.findall("failure"), *case.findall("error")]
     }
     skipped = [skip.get("message") or "" for case in cases for skip in case.findall("skipped")]
     found: Found = {"passed": len(cases) - len(failed) - len(skipped), "failed": failed, "skipped": skipped}
-    if cases and len(skipped) == len(cases):
+    if len(skipped) == len(cases):
         found[NOT_MEASURED] = skipped[0]
     return found
 

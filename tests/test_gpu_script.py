@@ -77,6 +77,7 @@ def test_outcomes_of_a_test_report() -> None:
     assert "- tests: bad: off by 1" in text
     only_skipped = ET.fromstring('<x><testcase name="idle"><skipped message="no GPU"/></testcase></x>')
     assert gpu_prove.outcomes(only_skipped)[NOT_MEASURED] == "no GPU"
+    assert UNFINISHED in gpu_prove.outcomes(ET.fromstring("<testsuites/>"))
 
 
 def test_sanitizer_output_is_kept_where_it_finds_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
