@@ -9,7 +9,7 @@ from collections import Counter
 
 import torch
 
-from .cost import WRITTEN, Shape, recorded, weights
+from .cost import WRITTEN, Shape, recorded
 from .gpu_measure import on_gpu
 
 # Two splits of an image, of which the last block is not full; both masks.
@@ -18,19 +18,16 @@ SHAPE = Shape(B=2, N=300, D_in=64, K=5, D=64, T=2, dtype=torch.bfloat16, mask=Tr
 
 def launches(shape: Shape, device: str) -> Counter[str]:
     """How often each kernel was launched by a forward pass, one attention map and a backward pass."""
-    from slotattn_fast import triton_backend
+    from slotattn_fast import SlotAttention
 
     torch.manual_seed(0)
-    w, s = weights(shape, device)
-    inputs = torch.randn(shape.B, shape.N, shape.D_in, device=device).to(shape.dtype)
-    slots = torch.randn(shape.B, shape.K, shape.D, device=device)
-    mask = torch.rand(shape.B, shape.N, device=device) > 0.3
-    slot_mask = torch.rand(shape.B, shape.K, device=device) > 0.3
-    with recorded(run=True) as plan:
-        states, *kept = triton_backend.forward(inputs, slots, mask, slot_mask, w, s)
-        triton_backend.attention_map(inputs, slots, mask, slot_mask, kept[0][0], w, s)
-        d_states = torch.ones_like(states)
-        triton_backend.backward(d_states, inputs, slots, mask, slot_mask, states, *kept, w, s, need_d_inputs=True)
+    B, N, D_in, K, D, T, dtype, _ = shape
+    module = SlotAttention(K, D, T, input_dim=D_in, backend="triton").to(device, dtype)
+    inputs = torch.randn(B, N, D_in, device=device).to(dtype).requires_grad_()
+    mask, slot_mask = (torch.rand(B, size, device=device) > 0.3 for size in (N, K))
+    with recorded(run=True) as plan, torch.enable_grad():
+        slots, _ = module(inputs, mask=mask, slot_mask=slot_mask, return_attn=True)
+        slots.sum().backward()
     return Counter(launch.kernel for launch in plan.launches)
 
 

@@ -15,6 +15,7 @@ from .gpu_record import NOT_MEASURED, UNFINISHED, Found, Part, Record, described
 TESTS = {
     "kernels over the inputs, whole calls": "tests/test_triton_backend.py",
     "kernels over the slots": "tests/test_kernels_update.py",
+    "absorbed projections": "tests/test_kernels_absorb.py",
     "launch table against float64": "tests/test_launch_table.py",
     "graphs, compiler, autocast, 100 runs, 2^31 elements": "tests/test_gpu.py",
 }

@@ -25,7 +25,7 @@ from .blocks import (
 
 @triton.jit
 def _queries(query_ptr, i_row, m_c, m_part, D_IN: tl.constexpr, BLOCK_D: tl.constexpr, DTYPE: tl.constexpr):
-    """q' = round(q~) in pairs of columns [BD, 2 C], their sums over D_in [2 C], and c [C], of an image [h, K, D_in + 1].
+    """q' = round(q~) in pairs of columns [BD, 2 C], their sums over D_in [2 C], and c [C], of one image.
 
     The odd columns are 0: Hopper's tensor cores are used for 16 columns, by Triton 3.6 not for 8.
     """
