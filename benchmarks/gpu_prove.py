@@ -14,6 +14,7 @@ from .gpu_record import NOT_MEASURED, UNFINISHED, Found, Part, Record, described
 
 TESTS = {
     "kernels over the inputs, whole calls": "tests/test_triton_backend.py",
+    "errors in each precision": "tests/test_backends.py",
     "kernels over the slots": "tests/test_kernels_update.py",
     "absorbed projections": "tests/test_kernels_absorb.py",
     "launch table against float64": "tests/test_launch_table.py",

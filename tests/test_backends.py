@@ -1,0 +1,75 @@
+"""What holds of every backend alike: its errors in each precision, and where numbers go bad."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import HARD_INPUTS
+from compare import DEVICE, assert_error_at_most_twice, normal, perturb, results
+from torch import Tensor
+
+from slotattn_fast import SlotAttention, reference
+
+backends = pytest.mark.parametrize("backend", ["torch", "triton"])
+
+
+@backends
+@pytest.mark.parametrize("heads", [None, 3])
+@pytest.mark.parametrize("hard", HARD_INPUTS.values(), ids=HARD_INPUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_error_is_at_most_twice_the_references(
+    dtype: torch.dtype, hard: Callable[[Tensor], Tensor], heads: int | None, backend: str
+) -> None:
+    """Against the float64 reference of the same rounded numbers, in the maximum and the root mean square.
+
+    Over a few draws, and with smooth weights: the largest error of float32 is otherwise a matter of luck.
+    """
+    if backend == "triton" and dtype != torch.float32 and hard is HARD_INPUTS["equal-features-offset-10"]:
+        # r is 316 there, and enlarges the float32 rounding of sum w' x - sum w' mu to 1e-5 of an offset of 10; the
+        # reference finds 0, so the rule allows nothing.
+        pytest.skip("lies outside the rule in half precision")
+    found = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        expected = perturb(reference.SlotAttention(5, 24, input_dim=40, heads=heads), seed, 0.05).to(DEVICE, dtype)
+        actual = SlotAttention(5, 24, input_dim=40, heads=heads, backend=backend).to(DEVICE, dtype)
+        actual.load_state_dict(expected.state_dict())
+        given = {
+            "inputs": hard(normal(3, 301, 40, seed=seed)).to(dtype),
+            "slots_init": normal(3, 5, 24, seed=5 + seed).to(dtype),
+        }
+        fast, plain = results(actual, **given), results(expected, **given)
+        assert fast["output 0"].dtype == dtype
+        found.append((fast, plain, results(expected.double(), **{name: x.double() for name, x in given.items()})))
+    assert_error_at_most_twice(
+        *({name: torch.stack([x[name] for x in part]) for name in part[0]} for part in zip(*found, strict=True))
+    )
+
+
+@backends
+@pytest.mark.parametrize("masked", [False, True], ids=["fewer-inputs-than-slots", "all-masked"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_slot_that_receives_nothing_is_finite(dtype: torch.dtype, masked: bool, backend: str) -> None:
+    """eps = 1e-8 is 0 in float16. The scale makes the softmax hard: an input goes to one slot, the others get 0."""
+    module = SlotAttention(5, 8, eps=1e-8, scale=1e4, backend=backend).to(DEVICE, dtype)
+    mask = torch.zeros(2, 2, dtype=torch.bool, device=DEVICE) if masked else None
+    found = results(module, normal(2, 2, 8).to(dtype), mask=mask, return_attn=True)
+    assert found["output 1"].float().sum(-1).min() == 0
+    for name, x in found.items():
+        assert x.isfinite().all(), name
+
+
+@backends
+def test_nan_in_one_image_leaves_the_others_untouched(backend: str) -> None:
+    module = SlotAttention(4, 24, backend=backend).to(DEVICE)
+    inputs, slots_init = normal(5, 33, 24).float(), normal(5, 4, 24, seed=5).float()
+    poisoned = inputs.clone()
+    poisoned[2, 7, 3] = torch.nan
+    others = [0, 1, 3, 4]
+    clean, found = (
+        results(module, x, slots_init=slots_init, return_attn=True, return_all_slots=True) for x in (inputs, poisoned)
+    )
+    assert found["output 0"][:, 2].isnan().all()
+    assert torch.equal(clean["output 0"][:, others], found["output 0"][:, others])
+    for name in ("output 1", "gradient to inputs", "gradient to slots_init"):
+        assert torch.equal(clean[name][others], found[name][others]), name
