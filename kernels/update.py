@@ -16,18 +16,7 @@ outside the products' blocks, so that a width D_in that fills its blocks needs n
 import triton
 import triton.language as tl
 
-from .update_steps import (
-    before_mlp,
-    load,
-    load_vector,
-    next_query,
-    normalise,
-    product,
-    relu,
-    rows_of_program,
-    scale_and_shift,
-    store,
-)
+from .update_steps import after_mlp, before_mlp, load, next_query, rows_of_program, store
 
 
 @triton.jit(do_not_specialize=["R", "K"])
@@ -108,20 +97,10 @@ def update_fwd_kernel(
         partials, sums, None, value, value_bias, recurrent, recurrent_bias, b_slots, o_e, o_r, m_r,
         K, P, stride_p, eps, MEAN, D, D_IN, HEADS, BD, BI, BC, UNROLL, PRECISION,
     )  # fmt: skip
-    if hidden is not None:
-        b_x = b_new
-        if norm_pre_ff is not None:
-            b_hat, _ = normalise(b_new, m_d, norm_eps, D)
-            b_x = scale_and_shift(b_hat, norm_pre_ff, o_d, m_d, D)
-        b_new += load_vector(out_bias, o_d, m_d)[None, :]
-        o_h = tl.arange(0, BH)
-        m_h = o_h < H
-        b_hidden = tl.zeros([BR, BH], tl.float32) + load_vector(hidden_bias, o_h, m_h)[None, :]
-        b_hidden = relu(product(b_x, hidden, 1, D, o_h, m_h, b_hidden, D, BC, PRECISION))  # [BR, H]
-        b_new = product(b_hidden, out, 1, H, o_d, m_d, b_new, H, BC, PRECISION)
-    if slot_mask is not None:
-        b_kept = tl.load(slot_mask + o_r, mask=m_r, other=0) != 0
-        b_new = tl.where(b_kept[:, None], b_new, b_slots)
+    b_new = after_mlp(
+        b_new, b_slots, slot_mask, norm_pre_ff, hidden, hidden_bias, out, out_bias, o_r, m_r, norm_eps,
+        D, H, BD, BH, BC, PRECISION,
+    )  # fmt: skip
     store(new_slots, b_new, o_r * D, o_d, m_r, m_d)
     if query is not None:
         next_query(

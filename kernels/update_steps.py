@@ -285,3 +285,41 @@ def before_mlp(
         b_n = tanh(b_n + b_r * b_hn)
         b_new = b_n + b_z * (b_slots - b_n)
     return b_new, b_r, b_z, b_n, b_hn
+
+
+@triton.jit
+def after_mlp(
+    b_new,  # [BR, D]
+    b_slots,  # [BR, D]
+    slot_mask,  # [B, K] | None
+    norm_pre_ff,  # [2, D] | None
+    hidden,  # [H, D] | None
+    hidden_bias,  # [H]
+    out,  # [D, H]
+    out_bias,  # [D]
+    o_r,  # [BR], where a row stands in `slot_mask`
+    m_r,  # [BR]
+    norm_eps,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    BD: tl.constexpr,
+    BH: tl.constexpr,
+    BC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """h'' from h' [BR, D]; the slots that take no part stay as they were."""
+    o_d, o_h = tl.arange(0, BD), tl.arange(0, BH)
+    m_d, m_h = o_d < D, o_h < H
+    if hidden is not None:
+        b_x = b_new
+        if norm_pre_ff is not None:
+            b_hat, _ = normalise(b_new, m_d, norm_eps, D)
+            b_x = scale_and_shift(b_hat, norm_pre_ff, o_d, m_d, D)
+        b_new += load_vector(out_bias, o_d, m_d)[None, :]
+        b_hidden = tl.zeros([b_new.shape[0], BH], tl.float32) + load_vector(hidden_bias, o_h, m_h)[None, :]
+        b_hidden = relu(product(b_x, hidden, 1, D, o_h, m_h, b_hidden, D, BC, PRECISION))  # [BR, H]
+        b_new = product(b_hidden, out, 1, H, o_d, m_d, b_new, H, BC, PRECISION)
+    if slot_mask is not None:
+        b_kept = tl.load(slot_mask + o_r, mask=m_r, other=0) != 0
+        b_new = tl.where(b_kept[:, None], b_new, b_slots)
+    return b_new
