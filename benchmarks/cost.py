@@ -2,6 +2,7 @@
 
     python -m benchmarks.cost                 the paper's shapes at T = 3, bf16
     python -m benchmarks.cost --iters 5       another number of iterations; --dtype, --D likewise
+    python -m benchmarks.cost --on-chip       the forward pass in one launch, where an image fits on a multiprocessor
 
 Nothing is computed: the backend runs on tensors without storage, the kernels' launches are recorded, and what each
 launch reads and writes follows from its arguments, every tensor counted once a launch. PyTorch's own operators, all on
@@ -36,6 +37,7 @@ WRITTEN = {
     "attend_fwd_kernel": ("partials_ptr",),
     "attend_bwd_kernel": ("partials_ptr", "d_x_ptr"),
     "attend_map_kernel": ("map_ptr",),
+    "on_chip_fwd_kernel": ("states", "sums", "queries", *STATS),
     "absorb_fwd_kernel": ("query", "query_bias", "value"),
     "absorb_bwd_kernel": tuple(
         f"d_{name}" for name in ("to_q", "to_q_bias", "to_k", "to_k_bias", "to_v", "to_v_bias", "norm", "after")
@@ -206,8 +208,11 @@ def call(shape: Shape, device: str) -> tuple[dict[str, Tensor], Any]:
     return params, Settings(shape.T, 1, 1e-8, 1e-5, "mean", "numerator", True)
 
 
-def plans(shape: Shape, device: str = "meta", *, run: bool = False) -> tuple[Plan, Plan]:
-    """Of the forward and of the backward pass; on tensors of zeros if they are to run."""
+def plans(shape: Shape, device: str = "meta", *, run: bool = False, config: Any = None) -> tuple[Plan, Plan]:
+    """Of the forward and of the backward pass; on tensors of zeros if they are to run.
+
+    `config` is a `CallConfig` of kernels/launch.py, or None for what a call chooses by itself.
+    """
     from slotattn_fast.kernels.slot_ops import absorb, absorb_backward
 
     from slotattn_fast import triton_backend
@@ -226,20 +231,20 @@ def plans(shape: Shape, device: str = "meta", *, run: bool = False) -> tuple[Pla
 
     with recorded(run=run) as forward:
         w = fold(params, slots, 1, shape.D**-0.5, absorbing)
-        states, *kept = triton_backend.forward(inputs, slots, mask, None, w, s)
+        states, *kept = triton_backend.forward(inputs, slots, mask, None, w, s, config)
     d_states = make(states.shape, device=device)
     with recorded(run=run) as backward:
-        *_, d_w = triton_backend.backward(d_states, inputs, slots, mask, None, states, *kept, w, s, need_d_inputs=True)
+        *_, d_w = triton_backend.backward(d_states, inputs, slots, mask, None, states, *kept, w, s, True, config)
         absorb_backward(d_w.query, d_w.query_bias, d_w.value, *projections)
     return forward, backward
 
 
-def report(shape: Shape) -> str:
-    """A few lines: where the bytes go, and both floors."""
+def report(shape: Shape, config: Any = None) -> str:
+    """A few lines: where the bytes go, and both floors; `config` as for `plans`."""
     B, N, D_in, K, D, T, dtype, _ = shape
     lines = [f"B {B}, N {N}, D_in {D_in}, K {K}, D {D}, T {T}, {str(dtype)[6:]}: a unit is {shape.unit / 1e6:.1f} MB"]
     total = 0
-    parts = plans(shape)
+    parts = plans(shape, config=config)
     for name, plan in zip(("forward", "backward"), parts, strict=True):
         total += plan.total
         lines.append(line(name, plan, shape.unit))
@@ -270,6 +275,7 @@ def main() -> None:
     )
     parser.add_argument("--iters", type=int, default=3, help="T")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the inputs")
+    parser.add_argument("--on-chip", action="store_true", help="the forward pass in one launch, at the shapes that fit")
     parser.add_argument("--D", type=int, default=64, help="width of the slots")
     arguments = parser.parse_args()
     if arguments.iters < 0:
@@ -278,8 +284,15 @@ def main() -> None:
         metadata.version("triton")
     except metadata.PackageNotFoundError:
         sys.exit("Triton is not installed, and the launches of its kernels are what is counted: `pip install triton`")
+    from slotattn_fast.kernels.launch import CallConfig, fits_on_chip
+
     for B, N, D_in, K in SHAPES:
-        print(report(Shape(B, N, D_in, K, arguments.D, arguments.iters, getattr(torch, arguments.dtype))))
+        shape = Shape(B, N, D_in, K, arguments.D, arguments.iters, getattr(torch, arguments.dtype))
+        hidden = len(call(shape, "meta")[0]["mlp.0.weight"])
+        if not arguments.on_chip:
+            print(report(shape))
+        elif fits_on_chip(N, D_in, K, 1, shape.D, hidden, shape.dtype.itemsize, hopper=True):
+            print(report(shape, CallConfig(B, on_chip=True)))
 
 
 if __name__ == "__main__":

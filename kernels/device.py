@@ -18,3 +18,11 @@ def precision(x: Tensor) -> str:
 def multiprocessors(device: torch.device) -> int:
     """Of a GPU; 1 for the interpreter, which runs on a CPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@cache
+def hopper(device: torch.device) -> bool:
+    """Whether it has Hopper's tensor cores, which take operands from shared memory; so does the interpreter."""
+    if device.type != "cuda":
+        return True
+    return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9

@@ -100,6 +100,54 @@ def update_serves(D: int, D_in: int, hidden: int | None, heads: int) -> bool:
     return max(D, D_in) <= 128 and (hidden or 0) <= 256 and heads <= 8
 
 
+class CallConfig(NamedTuple):
+    """How the passes over the inputs are ordered; nothing of it changes what is computed but by the sums' rounding."""
+
+    group: int  # images that go through all T iterations, forward or backward, before the next ones do
+    on_chip: bool  # instead, forward, all T iterations in one launch, of which a program reads an image once
+
+
+def call_config(B: int) -> CallConfig:
+    """The order for a call with B images: all of them in every pass, and a launch for each pass.
+
+    Neither of the others is taken, as neither has been timed on a GPU, and the figures ahead of time do not decide:
+
+    - Groups of `images_in_cache` images save up to T - 1 of T reads from memory, forward and backward, and launch
+      everything once a group, on fewer images.
+    - `on_chip_fwd_kernel`, where `fits_on_chip`, reads once instead of T times and launches once instead of 2 T + 1
+      times. But the side of the slots then fills a program with the K slots of one image, not with 16 of several, and
+      every image reads the weights. At B = 512, N = 1024, K = 10, T = 3 its instructions take longer to issue than all
+      reads of the inputs take (README.md has the figures).
+    """
+    return CallConfig(group=B, on_chip=False)
+
+
+def images_in_cache(N: int, D_in: int, itemsize: int, cache_bytes: int) -> int:
+    """The images whose inputs take half of an L2 cache of this size at most; one where an image takes more.
+
+    The other half is for what else a pass reads and writes, and for what the cache drops early.
+    """
+    return max(1, cache_bytes // 2 // max(N * D_in * itemsize, 1))
+
+
+ON_CHIP_INPUTS = 128  # a block: 16 for each of 8 warps
+
+
+def fits_on_chip(
+    N: int, D_in: int, K: int, heads: int, D: int, hidden: int | None, itemsize: int, hopper: bool
+) -> bool:
+    """Whether `on_chip_fwd_kernel` serves a call of this shape on this device.
+
+    The blocks of inputs lie in shared memory, of which Hopper has 227 KB: 128 KB of inputs leave room for what the side
+    of the slots needs, and more of them do not fit in registers beside it. Elsewhere, and with fewer than 64 columns
+    (padded), tensor cores take their operands from registers, which do not hold an image.
+    """
+    block_d = max(16, next_power_of_2(D_in))
+    held = -(-N // ON_CHIP_INPUTS) * ON_CHIP_INPUTS * block_d * itemsize
+    served = hopper and itemsize == 2 and heads == 1 and K <= 16 and update_serves(D, D_in, hidden, heads)
+    return served and block_d >= 64 and held <= 128 << 10
+
+
 def next_power_of_2(n: int) -> int:
     """The smallest that is at least n."""
     return 1 << max(n - 1, 0).bit_length()

@@ -1,4 +1,4 @@
-"""The kernels over the slots as functions of tensors: outputs allocated, launches configured."""
+"""The kernels over slots, and over a whole image, as functions of tensors: outputs allocated, launches configured."""
 
 from typing import NamedTuple
 
@@ -8,8 +8,9 @@ from torch import Tensor
 
 from .absorb import absorb_bwd_kernel, absorb_fwd_kernel
 from .arguments import Projections, Settings, Weights
-from .device import WARP_SIZE, precision
-from .launch import UpdateConfig, update_config
+from .device import WARP_SIZE, hopper, precision
+from .launch import ON_CHIP_INPUTS, UpdateConfig, fits_on_chip, update_config
+from .onchip import on_chip_fwd_kernel
 from .update import query_fwd_kernel, update_fwd_kernel
 from .update_backward import query_bwd_kernel, update_bwd_kernel
 
@@ -96,6 +97,65 @@ def update(
         c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, precision(slots),
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
+
+
+def forward_on_chip(
+    inputs: Tensor,
+    mask: Tensor | None,
+    slot_mask: Tensor | None,
+    slots: Tensor,
+    w: Weights,
+    s: Settings,
+    states: Tensor,
+    sums: Tensor,
+    queries: Tensor,
+    stats: Tensor,
+) -> None:
+    """All T iterations in one launch, which reads the inputs once.
+
+    Args:
+        inputs, mask, slot_mask: as in `ops.attend_forward`; bfloat16 or float16.
+        slots: the initial slots [B, K, D], contiguous.
+        states: out, the slots after every iteration [T, B, K, D].
+        sums: out, E [T, B, 1, K, D_in + 1].
+        queries: out, q- [T, B, 1, K, D_in + 1].
+        stats: out, mu and r [2, B, N].
+
+    Raises:
+        ValueError: an image does not fit on the chip, or the kernel does not serve the call.
+    """
+    (B, N, D_in), (_, K, D), hidden = inputs.shape, slots.shape, None if w.hidden is None else _hidden_width(w)
+    if not fits_on_chip(N, D_in, K, s.heads, D, hidden, inputs.element_size(), hopper(inputs.device)):
+        raise ValueError(
+            f"inputs {[*inputs.shape]} of {inputs.dtype} on {inputs.device}, slots {[*slots.shape]}, heads={s.heads} "
+            f"and a hidden layer of {hidden}: not served by the kernel that holds an image on the chip"
+        )
+    _check_contiguous(slots, states, sums, queries, stats)
+    c = update_config(D, D_in, _hidden_width(w), warp_size=WARP_SIZE)
+    if states.numel():
+        on_chip_fwd_kernel[(B,)](
+            *(inputs, mask, slot_mask, slots, states, sums, queries, *stats),
+            *(w.query, w.query_bias, w.value, w.value_bias, w.norm_slots, w.recurrent, w.recurrent_bias),
+            *(w.norm_pre_ff, w.hidden, w.hidden_bias, w.out, w.out_bias),
+            *inputs.stride(),
+            *(B, N, K, s.iters, s.offset, _eps_in_divisor(s), s.norm_eps),
+            MEAN=s.aggregation == "mean",
+            D=D,
+            D_IN=D_in,
+            H=_hidden_width(w),
+            BLOCKS=-(-N // ON_CHIP_INPUTS),
+            BLOCK_N=ON_CHIP_INPUTS,
+            BR=c.block_rows,
+            BD=c.block_slots,
+            BI=c.block_inputs,
+            BH=c.block_hidden,
+            BC=c.block_chunk,
+            NORM=s.norm_inputs,
+            PRECISION=precision(inputs),
+            num_warps=c.num_warps,
+            num_stages=c.num_stages,
+            enable_fp_fusion=True,
+        )
 
 
 class Rows(NamedTuple):

@@ -6,13 +6,14 @@ and symbols are those at the head of `torch_backend`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .kernels import slot_ops
 from .kernels.arguments import Settings, Weights
-from .kernels.launch import update_serves
+from .kernels.launch import CallConfig, call_config, update_serves
 from .kernels.ops import attend_backward, attend_forward, attend_map
 from .slot_update import Gradients, divisor, next_query, next_query_backward, recompute, update, update_backward
 
@@ -27,12 +28,44 @@ def forward_outputs(inputs: Tensor, slots: Tensor, w: Weights, s: Settings) -> t
 
 
 def forward(
-    inputs: Tensor, slots: Tensor, mask: Tensor | None, slot_mask: Tensor | None, w: Weights, s: Settings
+    inputs: Tensor,
+    slots: Tensor,
+    mask: Tensor | None,
+    slot_mask: Tensor | None,
+    w: Weights,
+    s: Settings,
+    config: CallConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The slots [T, B, K, D], E and the queries q- [T, B, h, K, D_in + 1], and mu and r [2, B, N], all in float32."""
-    states, sums, queries, stats = forward_outputs(inputs, slots, w, s)
-    current, mask, slot_mask, w = _prepared(slots, mask, slot_mask, w)
-    fused = _fused(slots, inputs, w, s)
+    """The slots [T, B, K, D], E and the queries q- [T, B, h, K, D_in + 1], and mu and r [2, B, N], all in float32.
+
+    Raises:
+        ValueError: `config` wants all iterations in one launch, and that kernel does not serve the call.
+    """
+    outputs = forward_outputs(inputs, slots, w, s)
+    slots, mask, slot_mask, w = _prepared(slots, mask, slot_mask, w)
+    config = config or call_config(len(inputs))
+    if config.on_chip:
+        slot_ops.forward_on_chip(inputs, mask, slot_mask, slots, w, s, *outputs)
+    else:
+        for images in _groups(len(inputs), config):
+            _forward_group(w, s, *_of(images, inputs, slots, mask, slot_mask), *_of(images, *outputs, dim=1))
+    return outputs
+
+
+def _forward_group(
+    w: Weights,
+    s: Settings,
+    inputs: Tensor,
+    current: Tensor,
+    mask: Tensor | None,
+    slot_mask: Tensor | None,
+    states: Tensor,
+    sums: Tensor,
+    queries: Tensor,
+    stats: Tensor,
+) -> None:
+    """All iterations from the slots `current`; the last four tensors are those that `forward` returns."""
+    fused = _fused(current, inputs, w, s)
     for t in range(s.iters):
         if not fused:
             queries[t] = next_query(current.to(states.dtype), w, s)
@@ -46,7 +79,6 @@ def forward(
             sums[t] = partials.sum(0)
             states[t] = update(current.to(states.dtype), sums[t], slot_mask, w, s)
         current = states[t]
-    return states, sums, queries, stats
 
 
 def backward(
@@ -62,6 +94,7 @@ def backward(
     w: Weights,
     s: Settings,
     need_d_inputs: bool,
+    config: CallConfig | None = None,
 ) -> tuple[Tensor | None, Tensor, Weights]:
     """The gradients to the inputs (None if not needed), the initial slots and the weights."""
     initial, mask, slot_mask, w = _prepared(slots, mask, slot_mask, w)
@@ -69,16 +102,44 @@ def backward(
     if s.iters == 0:
         zeros = Weights._make(None if x is None else torch.zeros_like(x) for x in w)
         return None if d_inputs is None else d_inputs.zero_(), torch.zeros_like(slots), zeros
+    grads = []
+    for images in _groups(len(inputs), config or call_config(len(inputs))):
+        given = _of(images, inputs, initial, mask, slot_mask, d_inputs)
+        kept = _of(images, d_states, states, sums, queries, stats, dim=1)
+        grads.append(_backward_group(w, s, *given, *kept))
+    d_slots, d_weights = grads[0]
+    if len(grads) > 1:
+        d_slots = torch.cat([d for d, _ in grads])
+        parts = zip(*(d for _, d in grads), strict=True)
+        d_weights = Weights._make(None if of_weight[0] is None else sum(of_weight) for of_weight in parts)
+    return d_inputs, d_slots.to(slots.dtype), d_weights
+
+
+def _backward_group(
+    w: Weights,
+    s: Settings,
+    inputs: Tensor,
+    slots: Tensor,
+    mask: Tensor | None,
+    slot_mask: Tensor | None,
+    d_inputs: Tensor | None,
+    d_states: Tensor,
+    states: Tensor,
+    sums: Tensor,
+    queries: Tensor,
+    stats: Tensor,
+) -> tuple[Tensor, Weights]:
+    """The gradients to the initial slots and the weights; `d_inputs` is written to."""
+    queries = queries.contiguous()  # the last pass takes those of all iterations; a group's lie apart
 
     def attend(t: int, d_sums: Tensor) -> Tensor:
         """dq- of iteration t, in parts; in the last pass, of the first iteration, also the gradient to the inputs."""
-        these = slice(t, None if t == 0 and need_d_inputs else t + 1)
+        these = slice(t, None if t == 0 and d_inputs is not None else t + 1)
         d_x = d_inputs if t == 0 else None
         return attend_backward(inputs, mask, slot_mask, queries[these], d_sums[these], stats, s, d_x)
 
     take = _backward_fused if _fused(slots, inputs, w, s) else _backward_by_operators
-    d_slots, d_weights = take(attend, d_states, initial, slot_mask, states, sums, w, s)
-    return d_inputs, d_slots.to(slots.dtype), d_weights
+    return take(attend, d_states, slots, slot_mask, states, sums, w, s)
 
 
 def _backward_fused(
@@ -153,6 +214,20 @@ def _fused(slots: Tensor, inputs: Tensor, w: Weights, s: Settings) -> bool:
     """Whether the kernels over the slots serve the call."""
     hidden = None if w.hidden is None else len(w.hidden)
     return update_serves(slots.shape[-1], inputs.shape[-1], hidden, s.heads)
+
+
+def _groups(B: int, config: CallConfig) -> list[slice | None]:
+    """The images of each group; None where one group has them all."""
+    if config.group >= B:
+        return [None]
+    return [slice(first, first + config.group) for first in range(0, B, config.group)]
+
+
+def _of(images: slice | None, *tensors: Tensor | None, dim: int = 0) -> list[Any]:
+    """What of each tensor belongs to these images, which it has along `dim`."""
+    if images is None:
+        return [*tensors]
+    return [None if x is None else x[(slice(None),) * dim + (images,)] for x in tensors]
 
 
 def _prepared(

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from slotattn_fast.kernels.launch import CallConfig
 from torch import Tensor
 
 from benchmarks import cost
@@ -36,6 +37,31 @@ def test_every_pass_reads_the_inputs_once(T: int) -> None:
     # The sides of the slots move little, though every operator of theirs is counted as if nothing stayed in the cache.
     assert forward.total <= (1.2 * T + 0.01) * shape.unit
     assert backward.total <= 1.3 * (T + 1) * shape.unit
+
+
+@pytest.mark.parametrize("T", [0, 1, 3, 5])
+def test_on_chip_the_forward_pass_reads_the_inputs_once(T: int) -> None:
+    shape = Shape(512, 1024, 64, 10, 64, T, torch.bfloat16)
+    forward, backward = plans(shape, config=CallConfig(512, on_chip=True))
+    assert [launch.kernel for launch in forward.launches] == ["absorb_fwd_kernel"] + ["on_chip_fwd_kernel"] * (T > 0)
+    assert forward.moved("x_ptr", written=False) == (shape.unit if T else 0)
+    assert forward.moved("x_ptr", read=False) == 0
+    assert (
+        forward.total <= ((1.1 if T else 0.01) + 0.1 * T) * shape.unit
+    )  # statistics; and what is small, in every iteration
+    assert backward.moved("x_ptr", written=False) == T * shape.unit
+
+
+def test_groups_of_images_move_the_same_large_tensors() -> None:
+    """In each launch the bytes of its group; from memory or from the cache is not told apart."""
+    (forward, backward), in_groups = plans(DISCOVERY), plans(DISCOVERY, config=CallConfig(12, on_chip=False))
+    for whole, parts in zip((forward, backward), in_groups, strict=True):
+        once = sum(launch.kernel.startswith("absorb") for launch in whole.launches)
+        assert len(parts.launches) - once == 6 * (len(whole.launches) - once)
+        for name in ("x_ptr", "d_x_ptr", *cost.STATS):
+            assert parts.moved(name) == whole.moved(name)
+        reads = [launch.read["x_ptr"] for launch in parts.launches if "x_ptr" in launch.read]
+        assert reads == [DISCOVERY.unit * images // 64 for images in (12, 12, 12, 12, 12, 4) for _ in range(3)]
 
 
 @pytest.mark.parametrize("T", [0, 1, 3, 5])
@@ -129,6 +155,20 @@ def test_counted_is_what_the_kernels_touch(masked: bool, touched: list[Touched])
                 if shape.N in x.shape:
                     again = 2 if name == "x_ptr" and len(found) > x.numel() else 1
                     assert len(found) == again * len(np.unique(found)), (launch.kernel, name)
+
+
+def test_on_chip_loads_each_input_once(touched: list[Touched]) -> None:
+    """The rest is counted as it is touched; statistics, sums and queries are loaded again after they are stored."""
+    shape = Shape(2, 300, 40, 3, 16, 3, torch.float16, mask=True)
+    forward, _ = plans(shape, "cpu", run=True, config=CallConfig(2, on_chip=True))
+    launch, actual = forward.launches[-1], touched[len(forward.launches) - 1]
+    assert launch.kernel == "on_chip_fwd_kernel"
+    for name, x in actual.arguments.items():
+        counted, lists = (launch.read, actual.loads) if name in launch.read else (launch.written, actual.stores)
+        found = actual.of(name, lists)
+        assert len(np.unique(found)) * x.element_size() == counted[name] == nbytes(x), name
+        if name == "x_ptr" or name in launch.written:
+            assert len(found) == len(np.unique(found)), name
 
 
 def test_expanded_inputs_count_once() -> None:

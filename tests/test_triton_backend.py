@@ -1,16 +1,25 @@
 """The Triton kernels, interpreted or on a GPU, against the float64 reference, by the table of the torch backend."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case, arguments, pair
-from compare import DEVICE, assert_error_at_most_twice, largest, normal, perturb, results
+from cases import CASES, HARD_INPUTS, Case, arguments, assert_errors_like_the_references, pair, some
+from compare import DEVICE, assert_error_at_most_twice, assert_same, largest, normal, perturb, results
 from slotattn_fast.kernels import ops, slot_ops
 from slotattn_fast.kernels.arguments import Settings
-from slotattn_fast.kernels.launch import AttendConfig, update_serves
+from slotattn_fast.kernels.device import hopper
+from slotattn_fast.kernels.launch import (
+    AttendConfig,
+    CallConfig,
+    call_config,
+    fits_on_chip,
+    images_in_cache,
+    update_serves,
+)
 from torch import Tensor
 
 from slotattn_fast import SlotAttention, torch_backend, triton_backend
@@ -21,6 +30,7 @@ KERNELS = [
     (ops, "attend_fwd_kernel"),
     (ops, "attend_bwd_kernel"),
     (ops, "attend_map_kernel"),
+    (slot_ops, "on_chip_fwd_kernel"),
     (slot_ops, "absorb_fwd_kernel"),
     (slot_ops, "absorb_bwd_kernel"),
     (slot_ops, "query_fwd_kernel"),
@@ -28,6 +38,7 @@ KERNELS = [
     (slot_ops, "update_bwd_kernel"),
     (slot_ops, "query_bwd_kernel"),
 ]
+needs_hopper = pytest.mark.skipif(not hopper(torch.device(DEVICE)), reason="no GPU of the Hopper generation")
 NOT_SERVED = {"sum_norm", "inputs"}
 SERVED = [
     *(case for case in CASES if not NOT_SERVED & set(case.options.values()) and case.id != "inputs-4096"),
@@ -79,10 +90,16 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def float32(case: Case) -> dict[str, Any]:
-    """The arguments of a call, in float32."""
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> Callable[[CallConfig], None]:
+    """Has the calls that follow use another order than the one they would choose."""
+    return lambda config: monkeypatch.setattr(triton_backend, "call_config", lambda B: config)
+
+
+def converted(case: Case, dtype: torch.dtype) -> dict[str, Any]:
+    """The arguments of a call, the floating-point ones in another type."""
     given = arguments(case)
-    return {name: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in given.items()}
+    return {name: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in given.items()}
 
 
 @pytest.mark.parametrize("case", SERVED, ids=lambda case: case.id)
@@ -90,8 +107,8 @@ def test_equals_the_reference(case: Case, launched: list[str], many_blocks: None
     case = replace(case, slots_given=True)  # draws differ between float32 and float64
     actual, expected = pair(case, "triton")
     exact = results(expected, **arguments(case))
-    found = results(actual.float(), **float32(case))
-    plain = results(expected.float(), **float32(case))
+    found = results(actual.float(), **converted(case, torch.float32))
+    plain = results(expected.float(), **converted(case, torch.float32))
     assert_error_at_most_twice(found, plain, exact, floor=5e-6)  # of a single draw, in which any is lucky or not
     T = case.call.get("iters", 3) if case.batch else 0
     served = update_serves(case.dim, case.options.get("input_dim", case.dim), 128, case.options.get("heads", 1))
@@ -109,6 +126,146 @@ def test_equals_the_reference(case: Case, launched: list[str], many_blocks: None
         update_bwd_kernel=fused * T,
         query_bwd_kernel=fused,
     )
+
+
+GROUPED = ("plain", "no-image", "heads", "both-masks", "no-mlp", "feature-map", "expanded-gradients-all-slots")
+GROUPED += ("inputs-192-wide",)
+
+
+@pytest.mark.parametrize("case", [case for case in SERVED if case.id in GROUPED], ids=lambda case: case.id)
+def test_groups_of_images(
+    case: Case, configured: Callable[[CallConfig], None], launched: list[str], many_blocks: None
+) -> None:
+    """Two groups, of two images and one: as without groups, to the bit but for the sums over all images.
+
+    8 slots, as NumPy's product of a row depends on where the row stands among the 16 of a program.
+    """
+    case = replace(case, num_slots=8, slots_given=True)
+    module = perturb(pair(case, "triton")[0].float())
+    given = converted(case, torch.float32)
+    together = results(module, **given)
+    counted = Counter(launched)
+    launched.clear()
+    configured(CallConfig(group=2, on_chip=False))
+    in_groups = results(module, **given)
+    groups = 2 if case.batch > 2 else 1
+    once = ("absorb_fwd_kernel", "absorb_bwd_kernel")  # a call
+    assert Counter(launched) == Counter({n: count * (1 if n in once else groups) for n, count in counted.items()})
+    names = [name for name in together if name.startswith("output") or name.endswith(("inputs", "slots_init"))]
+    assert len(names) >= 3
+    for name in names:
+        assert torch.equal(in_groups[name], together[name]), name
+    assert_same(in_groups, together, 1e-6)
+
+
+HELD = (
+    "plain",
+    "one-slot",
+    "one-input",
+    "one-image",
+    "no-image",
+    "iterations-0",
+    "iterations-1",
+    "paper",
+    "sum",
+    "no-gru",
+)
+HELD += (
+    "no-gru-no-mlp",
+    "no-norm",
+    "k-means",
+    "eps-large-denominator",
+    "both-masks",
+    "mask-no-norm",
+    "slot-mask-no-gru",
+)
+HELD += ("feature-map", "every-other-input", "attention-all")
+ON_CHIP = [
+    *(replace(case, dim=40) for case in SERVED if case.id in HELD),
+    Case("inputs-100-wide", {"input_dim": 100}, dim=48),
+    Case("slots-16-inputs-129", {"input_dim": 64}, num_slots=16, num_inputs=129),
+    Case("inputs-128", num_inputs=128, dim=40),
+]
+
+
+@needs_hopper
+@pytest.mark.parametrize("case", ON_CHIP, ids=lambda case: case.id)
+def test_on_chip(case: Case, configured: Callable[[CallConfig], None], launched: list[str]) -> None:
+    """All iterations in one launch: the error is at most twice that of a launch for each pass, in float16."""
+    case = replace(case, slots_given=True)
+    actual, expected = (module.half() for module in pair(case, "triton"))
+    given = converted(case, torch.float16)
+    doubled = {n: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for n, x in given.items()}
+    exact = results(expected.double(), **doubled)
+    passes = results(actual, **given)
+    counted = Counter(launched)
+    launched.clear()
+    configured(CallConfig(group=case.batch, on_chip=True))
+    found = results(actual, **given)
+    # A tenth of float16's eps: of gradients that are 0 in exact arithmetic, any draw is lucky or not.
+    assert_error_at_most_twice(found, passes, exact, floor=1e-4)
+    once = counted["attend_fwd_kernel"] > 0
+    for name in ("attend_fwd_kernel", "query_fwd_kernel", "update_fwd_kernel"):
+        counted[name] = 0
+    assert Counter(launched) == counted + Counter(on_chip_fwd_kernel=once)
+
+
+@needs_hopper
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_what_is_kept_on_the_chip_is_what_the_passes_keep(dtype: torch.dtype, launched: list[str]) -> None:
+    """Slots, sums, queries and statistics themselves, at an offset of 10: the sums for the reason given below."""
+    module = SlotAttention(5, 24, input_dim=40).to(DEVICE)
+    params = {name: p.detach() for name, p in module.named_parameters() if name not in NOT_ITERATED}
+    inputs, slots = (normal(3, 150, 40) + 10).to(dtype), normal(3, 5, 24, seed=5).to(dtype)
+    s, w = Settings(3, 1, 1e-8, 1e-5, "mean", "numerator", True), fold(params, slots, 1, 24**-0.5)
+    with torch.no_grad():
+        want = triton_backend.forward(inputs, slots, some(3, 150), some(3, 5), w, s)
+        found = triton_backend.forward(inputs, slots, some(3, 150), some(3, 5), w, s, CallConfig(3, on_chip=True))
+    for x, expected in zip(found, want, strict=True):
+        assert largest(x - expected) <= 1e-4 * largest(expected[..., :-1])
+
+
+@pytest.mark.parametrize(
+    "changed", [{"K": 17}, {"heads": 2}, {"D_in": 32}, {"D_in": 129}, {"dtype": torch.float32}, {"N": 1025}], ids=str
+)
+def test_on_chip_is_not_given_up_in_silence(changed: dict[str, Any], launched: list[str]) -> None:
+    shape = {"N": 1024, "D_in": 64, "K": 16, "heads": 1, "dtype": torch.bfloat16} | changed
+    module = SlotAttention(shape["K"], 24, input_dim=shape["D_in"], heads=changed.get("heads"))
+    params = {name: p.detach() for name, p in module.named_parameters() if name not in NOT_ITERATED}
+    inputs, slots = torch.zeros(2, shape["N"], shape["D_in"], dtype=shape["dtype"]), torch.zeros(2, shape["K"], 24)
+    w = fold(params, slots, shape["heads"], 1.0)
+    s = Settings(3, shape["heads"], 1e-8, 1e-5, "mean", "numerator", True)
+    with pytest.raises(ValueError, match="not served by the kernel that holds an image on the chip"):
+        triton_backend.forward(inputs, slots, None, None, w, s, CallConfig(2, on_chip=True))
+    assert launched == []
+
+
+def test_what_fits() -> None:
+    shape = {"N": 1024, "D_in": 64, "K": 10, "heads": 1, "D": 64, "hidden": 128, "itemsize": 2, "hopper": True}
+    assert fits_on_chip(**shape)
+    assert fits_on_chip(**shape | {"N": 512, "D_in": 128, "hidden": None})
+    for changed in ({"N": 513, "D_in": 128}, {"hopper": False}, {"D": 129}, {"hidden": 257}):
+        assert not fits_on_chip(**shape | changed)
+    assert images_in_cache(1024, 64, 2, 50 << 20) == 200
+    assert images_in_cache(16384, 64, 2, 50 << 20) == 12
+    assert images_in_cache(10**6, 64, 4, 50 << 20) == images_in_cache(0, 64, 2, 2) == 1
+
+
+def test_neither_is_taken_before_it_is_timed() -> None:
+    assert call_config(512) == CallConfig(group=512, on_chip=False)
+
+
+@needs_hopper
+@pytest.mark.parametrize("hard", ["offset-0", "offset-10", "offset-100", "small"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_error_on_the_chip_is_at_most_twice_the_references(
+    dtype: torch.dtype, hard: str, configured: Callable[[CallConfig], None], launched: list[str]
+) -> None:
+    """Without equal features, which NumPy's product for 16 columns does not add up equally."""
+    configured(CallConfig(group=3, on_chip=True))
+    assert_errors_like_the_references("triton", dtype, HARD_INPUTS[hard], None)
+    assert launched.count("on_chip_fwd_kernel") == 3
+    assert "attend_fwd_kernel" not in launched
 
 
 def test_twice_the_same_to_the_bit(many_blocks: None) -> None:
@@ -131,6 +288,19 @@ def test_offsets_beyond_int32() -> None:
         found = module(apart, slots_init=slots_init.half())
         expected = module(apart.contiguous(), slots_init=slots_init.half())
     assert torch.equal(found, expected)
+
+
+@needs_hopper
+def test_offsets_beyond_int32_on_the_chip(configured: Callable[[CallConfig], None]) -> None:
+    """Of the second block of inputs."""
+    configured(CallConfig(group=1, on_chip=True))
+    module = perturb(SlotAttention(3, 40, backend="triton")).to(DEVICE).half()
+    slots_init = normal(1, 3, 40, seed=5).half()
+    storage = torch.empty(2**31 + 2**25, dtype=torch.float16, device=DEVICE)
+    apart = storage.as_strided((1, 129, 40), (0, 2**24, 1))
+    apart.copy_(normal(1, 129, 40))
+    with torch.no_grad():
+        assert torch.equal(module(apart, slots_init=slots_init), module(apart.contiguous(), slots_init=slots_init))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
