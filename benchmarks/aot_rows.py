@@ -15,6 +15,7 @@ from .machine_code import TARGETS, kernel_module
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
 PASSES = ("forward, first", "forward", "backward, query", "backward, inputs")  # in the order of a call
 MAPS = ("map", "map over inputs")
+ON_CHIP = ("on chip",)
 EXTREMES = ("forward", "backward, inputs")  # the least and the most that a program holds
 SLOTS = ("absorb", "first query", "update", "update, backward", "first query, backward", "absorb, backward")
 
@@ -31,7 +32,7 @@ class Case:
     heads: int = 1
     D: int = 64
     hidden: int = 128
-    T: int = 3  # iterations of the last backward pass
+    T: int = 3  # iterations of the last backward pass, or on the chip
     mask: bool = False
     slot_mask: bool = False
     norm: bool = True
@@ -52,6 +53,11 @@ CASES = (
     Case("fp64 scalars", scalars="fp64", variants=("forward, first",), targets=("sm_80", "gfx942")),
     Case("set prediction", B=512, N=1024, K=10),
     Case("set prediction", B=512, N=1024, K=10, targets=("sm_80", "gfx942"), variants=EXTREMES),
+    Case("set prediction", B=512, N=1024, K=10, variants=ON_CHIP, dtypes=("bf16", "fp16")),
+    Case("set prediction, masks", B=512, N=1024, K=10, mask=True, slot_mask=True, variants=ON_CHIP),
+    Case("set prediction, slots 128 wide", B=512, N=1024, K=10, D=128, hidden=256, variants=ON_CHIP),
+    Case("set prediction, inputs 128 wide", B=512, N=512, D_in=128, K=16, variants=ON_CHIP),
+    Case("set prediction, fp64 scalars", B=512, N=1024, K=10, scalars="fp64", variants=ON_CHIP),
     Case("multi-dsprites", N=4096, D_in=32, K=6),
     Case("tetrominoes", N=1225, D_in=32, K=4),
     Case("width 48", D_in=48, variants=EXTREMES),
@@ -109,7 +115,7 @@ class Variant(NamedTuple):
 class Launch(NamedTuple):
     arguments: dict[str, Any]  # by parameter, more than a kernel takes
     options: dict[str, Any]  # num_warps and so on
-    tiles: int  # blocks of inputs in all
+    tiles: int  # how often the main loop's body runs: blocks of inputs in all; iterations of images on the chip
 
 
 def attend_launch(case: Case, dtype: str, target: str, which: str = "forward") -> Launch:
@@ -185,6 +191,14 @@ def slots_launch(case: Case, dtype: str, target: str) -> Launch:
     return Launch(arguments, {"num_warps": config.num_warps, "num_stages": config.num_stages}, 0)
 
 
+def on_chip_launch(case: Case, dtype: str, target: str) -> Launch:
+    """Of the kernel that holds an image on the chip over all iterations."""
+    block_n, launch = kernel_module("launch").ON_CHIP_INPUTS, slots_launch(case, "fp32", target)
+    arguments: dict[str, Any] = attend_launch(case, dtype, target).arguments | launch.arguments
+    arguments |= {"states": "*fp32", "queries": "*fp32", "BLOCKS": -(-case.N // block_n), "BLOCK_N": block_n}
+    return Launch(arguments, {**launch.options, "enable_fp_fusion": True}, case.B * case.T)
+
+
 FORWARD, BACKWARD, MAP = "attend_fwd_kernel", "attend_bwd_kernel", "attend_map_kernel"
 VARIANTS = {
     "forward, first": Variant("attend", FORWARD, partial(attend_launch, which="first"), {"FIRST": True}, units=1),
@@ -193,6 +207,7 @@ VARIANTS = {
         "attend", BACKWARD, partial(attend_launch, which="query"), {"T": 1, "d_x_ptr": None}, units=1
     ),
     "backward, inputs": Variant("attend", BACKWARD, partial(attend_launch, which="inputs"), units=2),
+    "on chip": Variant("onchip", "on_chip_fwd_kernel", on_chip_launch, units=1, looped=False),
     "map": Variant("attend", MAP, map_launch, {"divisor_ptr": None}, looped=False),
     "map over inputs": Variant("attend", MAP, map_launch, looped=False),
     "absorb": Variant("absorb", "absorb_fwd_kernel", slots_launch, looped=False),
@@ -242,6 +257,11 @@ KNOWN = (
     Known(r".*/backward, inputs/.*", "stack_bytes", "all queries and the gradient fill the registers"),
     Known(r"heads 4/.*, backward/.*", "stack_bytes", "a loop over the heads around those of the products"),
     Known(r"(slots (33|64)|heads 4)/forward/.*", "stack_bytes", "too many columns for blocks of 128 inputs"),
+    Known(
+        r"set prediction, (masks|slots 128 wide|fp64 scalars)/on chip/.*",
+        "stack_bytes",
+        "what changes in no iteration, mostly addresses, fills the registers beside the slots",
+    ),
     Known(r"slots (33|64)/backward, inputs/.*", "async16", NO_COPIES),
     Known(r"width 512/forward/fp32/gfx942", "shared_bytes", "blocks of 16 inputs, three under way", triton="3.6."),
     Known(r"width (192|256|512)/.*", "async16", NO_COPIES, triton="3.6."),

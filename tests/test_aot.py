@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from slotattn_fast.kernels.launch import CallConfig
 from torch import Tensor
 
 from benchmarks import aot, cost
@@ -182,17 +183,40 @@ def test_arguments_are_those_of_the_launchers(id: str) -> None:
     launches |= dict(zip(("backward, inputs", "backward, query"), reversed(backward_passes), strict=False))
     assert len(launches) == 4
     for variant, launch in launches.items():
-        expected: Launch = Row(case, variant, "bf16", "sm_90").launch()
-        assert VARIANTS[variant].kernel == launch.kernel
-        assert launch.options == expected.options
-        for name, value in launch.arguments.items():
-            if isinstance(value, Tensor):
-                assert expected.arguments[name] == TYPES[value.dtype], name
-                assert value.storage_offset() * value.element_size() % 16 == 0, name
-            elif isinstance(value, float):
-                assert expected.arguments[name] == "fp32", name
-            else:
-                assert expected.arguments[name] == value, name
+        assert_compiled_alike(launch, Row(case, variant, "bf16", "sm_90"))
+
+
+@pytest.mark.parametrize("id", ["set prediction", "set prediction, inputs 128 wide"])
+def test_arguments_on_the_chip_are_those_of_the_launcher(id: str) -> None:
+    case = next(case for case in CASES if case.id == id and "on chip" in case.variants)
+    shape = cost.Shape(case.B, case.N, case.D_in, case.K, case.D, case.T, torch.bfloat16)
+    forward, _ = cost.plans(shape, config=CallConfig(case.B, on_chip=True))
+    assert_compiled_alike(forward.launches[-1], Row(case, "on chip", "bf16", "sm_90"))
+
+
+def assert_compiled_alike(launch: cost.Launch, row: Row) -> None:
+    expected: Launch = row.launch()
+    assert VARIANTS[row.variant].kernel == launch.kernel
+    assert launch.options == expected.options
+    for name, value in launch.arguments.items():
+        if isinstance(value, Tensor):
+            assert expected.arguments[name] == TYPES[value.dtype], name
+            assert value.storage_offset() * value.element_size() % 16 == 0, name
+        elif isinstance(value, float):
+            assert expected.arguments[name] == "fp32", name
+        else:
+            assert expected.arguments[name] == value, name
+
+
+@needs_figures
+def test_an_image_lies_in_shared_memory() -> None:
+    """All of it, once; so no load of it stands in the loop over the iterations."""
+    found = [(row, COMMITTED[(*row.id.split("/"), TRITON)]) for row in rows() if row.variant == "on chip"]
+    assert found
+    for row, result in found:
+        image = row.case.N * row.case.D_in * 2
+        assert image < int(result["shared_bytes"]) < 1.5 * image
+        assert "tensor core" in result["loop_kinds"]
 
 
 @pytest.mark.parametrize(
