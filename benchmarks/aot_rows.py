@@ -124,6 +124,7 @@ def attend_launch(case: Case, dtype: str, target: str, which: str = "forward") -
     multiprocessors = TARGETS[target].multiprocessors
     sizes = (B, N, D_in, K, case.heads, ITEMSIZE[dtype], multiprocessors)
     config = kernel_module("launch").attend_config(*sizes, which)
+    at_once = kernel_module("launch").iterations_at_once(config, ITEMSIZE[dtype])
     blocking = config.blocking()
     options = {name: blocking.pop(name) for name in [*blocking] if name.islower()}
     stride_n, stride_d = (1, N) if case.nchw else (D_in, 1)
@@ -137,7 +138,7 @@ def attend_launch(case: Case, dtype: str, target: str, which: str = "forward") -
     }
     arguments |= {"stride_xb": N * D_in, "stride_xn": stride_n, "stride_xd": stride_d}
     arguments |= {"B": B, "N": N, "K": K, "H": case.heads, "blocks": config.blocks, "splits": config.splits}
-    arguments |= {"D_IN": D_in, "T": case.T, "NORM": case.norm, "PRECISION": "ieee"}
+    arguments |= {"D_IN": D_in, "T": min(case.T, at_once), "ADD": False, "NORM": case.norm, "PRECISION": "ieee"}
     return Launch(arguments, options, -(-N // config.block_n) * B)
 
 

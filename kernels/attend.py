@@ -159,7 +159,7 @@ def attend_bwd_kernel(
     mean_ptr,  # mu [B, N]
     rstd_ptr,  # r [B, N]
     partials_ptr,  # out: dq- = (dq~, dc) of the first of them, of a split [P, B, h, K, D_in + 1]
-    d_x_ptr,  # out, dx [B, N, D_in], or None
+    d_x_ptr,  # out, dx [B, N, D_in], or None; added to what stands there if ADD
     stride_xb,
     stride_xn,
     stride_xd,
@@ -176,6 +176,7 @@ def attend_bwd_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
     T: tl.constexpr,
+    ADD: tl.constexpr,
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -265,7 +266,10 @@ def attend_bwd_kernel(
             else:
                 b_g *= b_rstd[:, None]
             p_out = p_dx + i_n * D_IN
-            tl.store(p_out, round_to(b_g * b_unit, DTYPE), mask=m_stored)
+            b_g *= b_unit
+            if ADD:
+                b_g += tl.load(p_out, mask=m_stored, other=0.0).to(tl.float32)
+            tl.store(p_out, round_to(b_g, DTYPE), mask=m_stored)
 
     p_out = partials_ptr + ((i_p * B + i_b) * H * K + i_row) * (D_IN + 1)
     b_dq -= tl.sum(b_drift, 0)[None, :]

@@ -2,6 +2,10 @@
 
 from typing import Any, NamedTuple
 
+# Of the queries of one image and iteration, padded, in the inputs' type. In the last backward pass an iteration takes
+# up to five times that of a multiprocessor's shared memory, of which sm_80 has 163 KB for a program.
+MAX_QUERY_BYTES = 32768
+
 
 class AttendConfig(NamedTuple):
     """The launch of a pass over the inputs: `splits` programs an image, each of `blocks` blocks of `block_n` inputs."""
@@ -59,6 +63,11 @@ def attend_config(
     splits = max(1, min(tiles, 4 * multiprocessors // max(B, 1)))
     blocks = -(-tiles // splits)
     return AttendConfig(block_n, block_d, block_h, block_k, blocks, -(-tiles // blocks), num_warps, num_stages)
+
+
+def iterations_at_once(config: AttendConfig, itemsize: int) -> int:
+    """How many iterations the last backward pass takes in one launch: the queries of all of them stay on the chip."""
+    return max(1, MAX_QUERY_BYTES // (config.block_d * config.block_h * config.block_k * itemsize))
 
 
 class UpdateConfig(NamedTuple):

@@ -6,7 +6,7 @@ from torch import Tensor
 from .arguments import Settings
 from .attend import attend_bwd_kernel, attend_fwd_kernel, attend_map_kernel
 from .device import multiprocessors
-from .launch import AttendConfig, attend_config
+from .launch import AttendConfig, attend_config, iterations_at_once
 
 # Of float32 dots: Triton 3.6 and 3.9 fail to compile a transposed operand in TF32 for sm_90, so TF32 is not used even
 # where PyTorch's setting allows it.
@@ -69,19 +69,23 @@ def attend_backward(
     """
     (B, N, D_in), (T, _, h, K, _) = inputs.shape, queries.shape
     config = _config(inputs, K, h, "query" if d_inputs is None else "inputs")
-    partials = queries.new_empty(config.splits, *queries.shape[1:])
-    if partials.numel():
+    at_once = iterations_at_once(config, inputs.element_size())
+    # Of the iterations' parts of dx, which add up; of dq-, only the first is wanted.
+    parts = [queries.new_empty(config.splits, *queries.shape[1:]) for _ in range(0, T, at_once)]
+    for i, partials in enumerate(parts if parts[0].numel() else []):
+        these = slice(i * at_once, (i + 1) * at_once)
         attend_bwd_kernel[(config.splits * B,)](
-            *(inputs, mask, slot_mask, queries, d_sums, *stats, partials, d_inputs),
+            *(inputs, mask, slot_mask, queries[these], d_sums[these], *stats, partials, d_inputs),
             *inputs.stride(),
             *(B, N, K, h, config.blocks, config.splits, s.offset),
             D_IN=D_in,
             **config.blocking(),
-            T=T,
+            T=len(queries[these]),
+            ADD=i > 0,
             NORM=s.norm_inputs,
             PRECISION=PRECISION,
         )
-    return partials
+    return parts[0]
 
 
 def attend_map(

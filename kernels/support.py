@@ -6,7 +6,7 @@ from importlib import metadata
 
 import torch
 
-from .launch import next_power_of_2
+from .launch import MAX_QUERY_BYTES, next_power_of_2
 
 MINIMUM_TRITON = (3, 6)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -38,9 +38,13 @@ def why_not(
         return f"the inputs are {dtype}, and the kernels compute in float32"
     if input_dim > MAX_WIDTH:
         return f"the inputs have width {input_dim}, and the kernels take {MAX_WIDTH} at most"
-    most = MAX_COLUMNS // next_power_of_2(heads)
+    columns = min(MAX_COLUMNS, MAX_QUERY_BYTES // (next_power_of_2(input_dim) * dtype.itemsize))
+    most = columns // next_power_of_2(heads)
     if num_slots > most:
-        return f"num_slots={num_slots} with heads={heads}, with which the kernels take {most} slots at most"
+        return (
+            f"num_slots={num_slots} with heads={heads} and inputs of width {input_dim} in {dtype}, "
+            f"with which the kernels take {most} slots at most"
+        )
     return _why_not_installed()
 
 

@@ -49,8 +49,9 @@ def test_triton_on_a_cpu_in_the_interpreter() -> None:
     [
         ({"softmax_over": "inputs", "aggregation": "sum"}, {}, "softmax_over='inputs'.*softmax over the slots alone"),
         ({"aggregation": "sum_norm"}, {}, "aggregation='sum_norm'.*weighted mean and the weighted sum"),
-        ({}, {"num_slots": 65}, "num_slots=65 with heads=1, .*64 slots at most"),
-        ({"heads": 4}, {"num_slots": 17}, "num_slots=17 with heads=4, .*16 slots at most"),
+        ({}, {"num_slots": 65}, "num_slots=65 with heads=1 .*64 slots at most"),
+        ({"heads": 4}, {"num_slots": 17}, "num_slots=17 with heads=4 .*16 slots at most"),
+        ({"input_dim": 500}, {"num_slots": 17}, "num_slots=17 .*width 500 in torch.float32, .*16 slots at most"),
         ({"input_dim": 513}, {}, "width 513.*512 at most"),
     ],
 )

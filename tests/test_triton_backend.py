@@ -18,6 +18,7 @@ from slotattn_fast.kernels.launch import (
     call_config,
     fits_on_chip,
     images_in_cache,
+    iterations_at_once,
     update_serves,
 )
 from torch import Tensor
@@ -110,17 +111,21 @@ def test_equals_the_reference(case: Case, launched: list[str], many_blocks: None
     found = results(actual.float(), **converted(case, torch.float32))
     plain = results(expected.float(), **converted(case, torch.float32))
     assert_error_at_most_twice(found, plain, exact, floor=5e-6)  # of a single draw, in which any is lucky or not
-    T = case.call.get("iters", 3) if case.batch else 0
-    served = update_serves(case.dim, case.options.get("input_dim", case.dim), 128, case.options.get("heads", 1))
+    iters = case.call.get("iters", 3)
+    T = iters if case.batch else 0
+    input_dim, heads = case.options.get("input_dim", case.dim), case.options.get("heads", 1)
+    last = ops.attend_config(case.batch, case.num_inputs, input_dim, case.num_slots, heads, 4, 1, "inputs")
+    parts = -(-T // iterations_at_once(last, 4))  # of the last pass
+    served = update_serves(case.dim, input_dim, 128, heads)
     fused = served and T > 0
     absorbed = served and (case.options.get("use_gru", True) or "heads" in case.options)
     maps = {"all": T, True: 1, "last": 1, False: 0}[case.call.get("return_attn", False)]
     assert Counter(launched) == Counter(
         attend_fwd_kernel=T,
-        attend_bwd_kernel=T,
+        attend_bwd_kernel=T - 1 + parts if T else 0,
         attend_map_kernel=maps,
         absorb_fwd_kernel=absorbed,
-        absorb_bwd_kernel=absorbed,
+        absorb_bwd_kernel=absorbed and iters > 0,
         query_fwd_kernel=fused,
         update_fwd_kernel=fused * T,
         update_bwd_kernel=fused * T,
@@ -266,6 +271,20 @@ def test_error_on_the_chip_is_at_most_twice_the_references(
     assert_errors_like_the_references("triton", dtype, HARD_INPUTS[hard], None)
     assert launched.count("on_chip_fwd_kernel") == 3
     assert "attend_fwd_kernel" not in launched
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_last_pass_in_parts(
+    dtype: torch.dtype, launched: list[str], many_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the queries of all iterations do not fit on the chip together."""
+    monkeypatch.setattr(ops, "iterations_at_once", lambda *sizes: 2)
+    case = Case("", call={"iters": 5}, slots_given=True)
+    actual, expected = pair(case, "triton")
+    exact = results(expected, **arguments(case))
+    found, plain = (results(module.to(dtype), **converted(case, dtype)) for module in (actual, expected))
+    assert_error_at_most_twice(found, plain, exact, floor=5e-6 if dtype == torch.float32 else 1e-3)
+    assert launched.count("attend_bwd_kernel") == 4 + 3
 
 
 def test_twice_the_same_to_the_bit(many_blocks: None) -> None:

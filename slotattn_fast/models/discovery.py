@@ -32,7 +32,7 @@ class DiscoveryConfig:
     """Iterations of Slot Attention."""
     implicit: bool = False
     """Whether gradients flow through the last iteration alone, at the slots that the others arrive at; the slots are
-    the same. Training goes faster and a step costs less, but the initial slots stay as they are initialised. Source:
+    the same. A step costs less and the quick preset learns faster, but the initial slots are not learned. Source:
     Chang, Griffiths and Levine (2022), Object Representations as Fixed Points, section 4. The paper: through all."""
     hidden_dim: int = 128
     """Hidden units of Slot Attention's MLP."""
