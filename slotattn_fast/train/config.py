@@ -109,11 +109,11 @@ QUICK = TrainConfig(
     task="discovery",
     data="tetrominoes",
     preset="quick",
-    steps=13_000,
+    steps=11_500,
     batch_size=16,
     lr=3e-3,
     warmup_steps=1_000,
-    decay_steps=2_500,
+    decay_steps=2_200,
     precision="bf16-mixed",
     model={
         "encoder_channels": 64,
