@@ -95,7 +95,7 @@ def test_uncut_run(tmp_path: Path) -> None:
     assert [int(row["step"]) for row in rows] == [2, 4, 5, 6, 8, 10, 12]
     for row in rows:
         # The row after n steps holds the rate of the last of them, whose number, counted from 0, is n - 1.
-        expected = learning_rate(int(row["step"]) - 1, base=0.05, warmup_steps=4, decay_steps=10)
+        expected = learning_rate(int(row["step"]) - 1, base=0.05, warmup_steps=4, decay_steps=10, steps=CONFIG.steps)
         assert float(row["lr"]) == pytest.approx(expected, rel=1e-6)
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     saved = checkpoint.load(tmp_path / "checkpoints" / "step-00000012.pt")
@@ -197,6 +197,7 @@ def test_infinite_moments_are_not_saved(tmp_path: Path) -> None:
         ({"steps": 0}, "steps: got 0, expected an integer of at least 1"),
         ({"steps": 2.5}, "steps: got 2.5"),
         ({"batch_size": -1}, "batch_size: got -1"),
+        ({"decay_steps": 0}, "decay_steps: got 0, expected an integer of at least 1, or None"),
         ({"lr": -1e-3}, "lr: got -0.001"),
         ({"lr": float("nan")}, "lr: got nan"),
         ({"seed": -1}, "seed: got -1"),

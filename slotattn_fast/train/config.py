@@ -30,8 +30,8 @@ class TrainConfig:
     """Learning rate that the warm-up ends at."""
     warmup_steps: int
     """Steps of linear warm-up from 0."""
-    decay_steps: int
-    """Steps in which the learning rate halves."""
+    decay_steps: int | None
+    """Steps in which the learning rate halves; None: it falls along a cosine to 0 at the last step."""
     precision: Precision
     """Lightning Fabric's name: "32-true", or "bf16-mixed" for bfloat16 autocast."""
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -52,7 +52,6 @@ class TrainConfig:
             ("steps", 1),
             ("batch_size", 1),
             ("warmup_steps", 0),
-            ("decay_steps", 1),
             ("seed", 0),
             ("log_every", 1),
             ("image_every", 1),
@@ -61,6 +60,8 @@ class TrainConfig:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}")
+        if self.decay_steps is not None and (type(self.decay_steps) is not int or self.decay_steps < 1):
+            raise ValueError(f"decay_steps: got {self.decay_steps!r}, expected an integer of at least 1, or None")
         if type(self.lr) not in (int, float) or not 0 < self.lr < math.inf:
             raise ValueError(f"lr: got {self.lr!r}, expected a finite number above 0")
         for name, choices in (
@@ -111,9 +112,9 @@ QUICK = TrainConfig(
     preset="quick",
     steps=11_500,
     batch_size=16,
-    lr=3e-3,
-    warmup_steps=1_000,
-    decay_steps=2_200,
+    lr=2e-3,
+    warmup_steps=500,
+    decay_steps=None,
     precision="bf16-mixed",
     model={
         "encoder_channels": 64,

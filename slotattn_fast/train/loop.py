@@ -78,7 +78,13 @@ def fit(fabric: Fabric, model: nn.Module, task: Task, config: TrainConfig, run: 
         for step in range(start, config.steps):
             images = ahead.result()
             ahead = background.submit(task.batch, step + 1)
-            lr = learning_rate(step, base=config.lr, warmup_steps=config.warmup_steps, decay_steps=config.decay_steps)
+            lr = learning_rate(
+                step,
+                base=config.lr,
+                warmup_steps=config.warmup_steps,
+                decay_steps=config.decay_steps,
+                steps=config.steps,
+            )
             for group in optimizer.param_groups:
                 group["lr"] = lr
             generator.manual_seed(seed_of(config.seed, TRAIN_NOISE, step))
