@@ -160,7 +160,7 @@ def update_bwd_kernel(
         store(d_out, b_d, o_tr * D, o_d, m_r, m_d)
         b_x = b_new
         if norm_pre_ff is not None:
-            b_hat, b_rstd = normalise(b_new, m_d, norm_eps, D)
+            b_hat, b_rstd = normalise(b_new, m_r, m_d, norm_eps, D)
             b_x = scale_and_shift(b_hat, norm_pre_ff, o_d, m_d, D)
         store(new_normed, b_x, o_tr * D, o_d, m_r, m_d)
         o_h = tl.arange(0, BH)

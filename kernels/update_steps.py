@@ -73,10 +73,11 @@ def product(
 
 
 @triton.jit
-def normalise(b_x, m_d, eps, D: tl.constexpr):
-    """x^ [BR, D] and 1 / standard deviation [BR, 1]."""
+def normalise(b_x, m_r, m_d, eps, D: tl.constexpr):
+    """x^ [BR, D] and 1 / standard deviation [BR, 1]; finite in rows beyond R, which are 0, with eps = 0 too."""
     b_centred = tl.where(m_d[None, :], b_x - tl.sum(b_x, 1)[:, None] / D, 0.0)
-    b_rstd = tl.rsqrt(tl.sum(b_centred * b_centred, 1)[:, None] / D + tl.cast(eps, tl.float32))
+    b_eps = tl.where(m_r, tl.cast(eps, tl.float32), 1.0)
+    b_rstd = tl.rsqrt(tl.sum(b_centred * b_centred, 1)[:, None] / D + b_eps[:, None])
     return b_centred * b_rstd, b_rstd
 
 
@@ -142,7 +143,7 @@ def next_query(
     m_d, m_i = o_d < D, o_i < D_IN
     b_x = b_slots
     if norm_slots is not None:
-        b_hat, _ = normalise(b_slots, m_d, norm_eps, D)
+        b_hat, _ = normalise(b_slots, m_r, m_d, norm_eps, D)
         b_x = scale_and_shift(b_hat, norm_slots, o_d, m_d, D)
     for i_h in range(HEADS):
         p_w, p_b, p_q = query_weight + i_h * E, query_bias + i_h * E, query + i_h * K * E
@@ -197,7 +198,7 @@ def next_query_backward(
         b_d += b_dc[:, None] * load_vector(p_w + D_IN, o_d * (HEADS * E), m_d)[None, :]
     b_x = b_slots
     if norm_slots is not None:
-        b_hat, b_rstd = normalise(b_slots, m_d, norm_eps, D)
+        b_hat, b_rstd = normalise(b_slots, m_r, m_d, norm_eps, D)
         b_x = scale_and_shift(b_hat, norm_slots, o_d, m_d, D)
         b_d = normalise_backward(b_d, b_hat, b_rstd, norm_slots, p_sums + HEADS * E, o_d, m_d, D)
     store(slots_normed, b_x, o_tr * D, o_d, m_r, m_d)
@@ -313,7 +314,7 @@ def after_mlp(
     if hidden is not None:
         b_x = b_new
         if norm_pre_ff is not None:
-            b_hat, _ = normalise(b_new, m_d, norm_eps, D)
+            b_hat, _ = normalise(b_new, m_r, m_d, norm_eps, D)
             b_x = scale_and_shift(b_hat, norm_pre_ff, o_d, m_d, D)
         b_new += load_vector(out_bias, o_d, m_d)[None, :]
         b_hidden = tl.zeros([b_new.shape[0], BH], tl.float32) + load_vector(hidden_bias, o_h, m_h)[None, :]

@@ -47,14 +47,16 @@ def slot_attention(
     B images, N inputs of width D_in, K slots of width D, T iterations, h heads.
 
     Args:
-        inputs: [B, N, D_in]; float64, float32, bfloat16 or float16. Half types are computed in float32.
+        inputs: [B, N, D_in]; float64, float32, bfloat16 or float16. Half types are accumulated in float32;
+            the Triton kernels round what they multiply the inputs with to the inputs' type, as PyTorch's products do.
         slots: the initial slots [B, K, D].
         params: by the names of `SlotAttention`'s parameters, such as dict(module.named_parameters()). A layer whose
             parameters are absent is left out: no "gru.*", no GRU, and so on.
         iters, eps, heads, scale, norm_eps, softmax_over, aggregation, eps_in: as in `SlotAttention`.
         mask: bool [B, N], True where an input takes part. A masked input weighs nothing, gets no gradient and may hold
             anything, NaN too.
-        slot_mask: bool [B, K], True where a slot takes part. A masked slot gets no attention and stays as it was.
+        slot_mask: bool [B, K], True where a slot takes part. A masked slot gets no attention and stays as it was;
+            it must be finite.
         return_attn: True or "last": also the attention of the last iteration; "all": that of every iteration.
         attn_over: "slots": the softmax over the slots. "inputs": the weights of the aggregation, which in a weighted
             mean sum to 1 over the inputs.

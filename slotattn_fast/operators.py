@@ -114,7 +114,8 @@ def _register(backend: str, kept: tuple[str, ...]) -> None:
         ctx.mark_non_differentiable(*output[1:])
 
     def differentiate(ctx: Any, d_states: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved, weights = ctx.saved_tensors[:num_saved], ctx.saved_tensors[num_saved:]
+        tensors = ctx.saved_tensors  # once: under torch.utils.checkpoint, a second time would be an error
+        saved, weights = tensors[:num_saved], tensors[num_saved:]
         tensors = (*saved[:2], *weights)
         needs = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[4 : 4 + len(weights)])
         if _composite_is_due(d_states):

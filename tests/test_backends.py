@@ -5,10 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import HARD_INPUTS, assert_errors_like_the_references
-from compare import DEVICE, normal, results
+from compare import DEVICE, assert_same, normal, perturb, results
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from slotattn_fast import SlotAttention
+from slotattn_fast import SlotAttention, reference
 
 backends = pytest.mark.parametrize("backend", ["torch", "triton"])
 
@@ -54,3 +55,28 @@ def test_nan_in_one_image_leaves_the_others_untouched(backend: str) -> None:
     assert torch.equal(clean["output 0"][:, others], found["output 0"][:, others])
     for name in ("output 1", "gradient to inputs", "gradient to slots_init"):
         assert torch.equal(clean[name][others], found[name][others]), name
+
+
+@backends
+def test_checkpointed(backend: str) -> None:
+    """torch.utils.checkpoint hands out what was saved only once."""
+    module = perturb(SlotAttention(3, 8, backend=backend).to(DEVICE))
+    given = {"inputs": normal(2, 9, 8).float(), "slots_init": normal(2, 3, 8, seed=5).float()}
+    inputs = given["inputs"].clone().requires_grad_()
+    slots = checkpoint(module, inputs, slots_init=given["slots_init"], use_reentrant=False)
+    wanted = [inputs, module.to_k.weight, module.gru.weight_hh]
+    found = torch.autograd.grad((slots * normal(2, 3, 8).float()).sum(), wanted)
+    expected = results(module, **given)
+    for grad, name in zip(found, ("inputs", "to_k.weight", "gru.weight_hh"), strict=True):
+        torch.testing.assert_close(grad, expected[f"gradient to {name}"])
+
+
+@backends
+@pytest.mark.parametrize("num_slots", [3, 8])
+def test_layernorm_without_epsilon(num_slots: int, backend: str) -> None:
+    """Three slots of two images leave rows of a block over."""
+    module = perturb(SlotAttention(num_slots, 8, norm_eps=0.0, backend=backend).to(DEVICE))
+    plain = reference.SlotAttention(num_slots, 8, norm_eps=0.0).to(DEVICE)
+    plain.load_state_dict(module.state_dict())
+    given = {"inputs": normal(2, 9, 8).float(), "slots_init": normal(2, num_slots, 8, seed=5).float()}
+    assert_same(results(module, **given), results(plain, **given), 1e-4)

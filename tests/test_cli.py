@@ -107,6 +107,14 @@ def test_eval_gives_the_same_number(run: Path, capsys: pytest.CaptureFixture[str
     assert f"FG-ARI {before['fg_ari']:.4f} on 320 held-out scenes" in capsys.readouterr().out
 
 
+def test_lost_weights_come_back_from_the_checkpoints(run: Path) -> None:
+    path = run / "model.safetensors"
+    before = path.read_bytes()
+    path.unlink()
+    assert cli.main(["train", "resume", str(run)]) == 0
+    assert path.read_bytes() == before
+
+
 def test_show_draws_the_same_picture(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "slots.png").read_bytes()
     (run / "slots.png").unlink()

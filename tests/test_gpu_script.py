@@ -180,8 +180,8 @@ def test_only_a_gain_beyond_noise_is_proposed() -> None:
 
 
 def test_every_kernel_is_launched_once_or_more() -> None:
-    counts = gpu_once.launches(gpu_once.SHAPE._replace(N=40), "cpu")
-    assert set(counts) == set(WRITTEN)
+    shape = gpu_once.SHAPE._replace(N=40)
+    assert set(gpu_once.launches(shape, "cpu")) | set(gpu_once.launches_on_chip(shape, "cpu")) == set(WRITTEN)
 
 
 def test_contenders_agree_at_toy_size() -> None:

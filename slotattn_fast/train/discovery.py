@@ -72,7 +72,7 @@ def train(run: Path) -> dict[str, Any]:
     folder or the device cannot be used or the run is complete, and what `loop.fit` raises.
     """
     config = run_folder.read_config(run)
-    if (run / "eval.json").exists():
+    if (run / "eval.json").exists() and (run / "model.safetensors").exists():
         raise RunError(f"{run}: complete after {config.steps} steps; `slotattn eval {run}` measures it again")
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
@@ -156,7 +156,10 @@ def _load(run: Path, device: str | None) -> nn.Module:
         model.load_state_dict(safetensors.torch.load(path.read_bytes()))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"{path}: damaged, or not of this run ({reason}); restore it or train again") from error
+        raise RunError(
+            f"{path}: damaged, or not of this run ({reason}); restore it, or remove it, and "
+            f"`slotattn train resume {run}` makes it anew from its checkpoints"
+        ) from error
     return model.to(resolve_device(device or config.device))
 
 
