@@ -1,4 +1,4 @@
-"""The kernels as functions of tensors: outputs allocated, launches configured."""
+"""The kernels over the inputs as functions of tensors: outputs allocated, launches configured."""
 
 import torch
 from torch import Tensor

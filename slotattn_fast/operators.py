@@ -114,8 +114,8 @@ def _register(backend: str, kept: tuple[str, ...]) -> None:
         ctx.mark_non_differentiable(*output[1:])
 
     def differentiate(ctx: Any, d_states: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors  # once: under torch.utils.checkpoint, a second time would be an error
-        saved, weights = tensors[:num_saved], tensors[num_saved:]
+        every = ctx.saved_tensors  # once: under torch.utils.checkpoint, a second time would be an error
+        saved, weights = every[:num_saved], every[num_saved:]
         tensors = (*saved[:2], *weights)
         needs = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[4 : 4 + len(weights)])
         if _composite_is_due(d_states):
@@ -129,9 +129,7 @@ def _register(backend: str, kept: tuple[str, ...]) -> None:
             outputs = getattr(torch.ops.slotattn_fast, f"{backend}_backward")(
                 d_states, *saved, *weights, *ctx.s, needs[0]
             )
-            there = iter(outputs)
-            all_grads = [None if x is None else next(there) for x in tensors]
-            grads = [grad if need else None for grad, need in zip(all_grads, needs, strict=True)]
+            grads = _placed(outputs, tensors, needs)
         return *grads[:2], None, None, *grads[2:], *[None] * len(ctx.s)
 
     torch.library.register_autograd(forward_name, differentiate, setup_context=setup_context)
@@ -153,6 +151,13 @@ def _gradients_of(
     outputs, d_outputs = zip(*((x, d) for x, d in zip(outputs, d_outputs, strict=True) if x.requires_grad), strict=True)
     grads = iter(torch.autograd.grad(outputs, wanted, d_outputs, create_graph=create_graph, allow_unused=True))
     return [next(grads) if need else None for need in needs]
+
+
+def _placed(grads: list[Tensor], tensors: tuple[Any, ...], needs: tuple[bool, ...]) -> list[Tensor | None]:
+    """What a backward operator returns, a gradient for each tensor that there is, in place; None if not needed."""
+    there = iter(grads)
+    every = [None if x is None else next(there) for x in tensors]
+    return [grad if need else None for grad, need in zip(every, needs, strict=True)]
 
 
 def _composite_is_due(d_output: Tensor) -> bool:
@@ -253,9 +258,8 @@ def _absorb_differentiate(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor | None, 
             return slot_update.absorb(Projections(*projections), ctx.heads, ctx.scale)
 
         return *_gradients_of(again, saved, needs, d_outputs, torch.is_grad_enabled()), None, None
-    grads = iter(torch.ops.slotattn_fast.triton_absorb_backward(*d_outputs, *saved, ctx.heads, ctx.scale))
-    every = [None if x is None else next(grads) for x in saved]
-    return *(grad if need else None for grad, need in zip(every, needs, strict=True)), None, None
+    grads = torch.ops.slotattn_fast.triton_absorb_backward(*d_outputs, *saved, ctx.heads, ctx.scale)
+    return *_placed(grads, saved, needs), None, None
 
 
 torch.library.register_autograd(
