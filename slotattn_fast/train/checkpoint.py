@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from slotattn_fast.train.atomic import atomic_write
+from slotattn_fast.atomic import atomic_write
 from slotattn_fast.train.errors import RunError
 
 FORMAT = 1

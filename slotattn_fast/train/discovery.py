@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slotattn_fast import explain_backend
+from slotattn_fast.atomic import atomic_write
 from slotattn_fast.data.synthetic.tetrominoes import sample_tetrominoes
 from slotattn_fast.metrics.ari import fg_ari
 from slotattn_fast.models.discovery import DiscoveryConfig, DiscoveryOutput, ObjectDiscovery
 from slotattn_fast.report.figures import draw_slots
 from slotattn_fast.train import run_folder
-from slotattn_fast.train.atomic import atomic_write
 from slotattn_fast.train.config import TrainConfig
 from slotattn_fast.train.environment import environment, resolve_device
 from slotattn_fast.train.errors import RunError

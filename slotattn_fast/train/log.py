@@ -8,7 +8,7 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from slotattn_fast.train.atomic import atomic_write
+from slotattn_fast.atomic import atomic_write
 
 COLUMNS = ("step", "loss", "lr", "images_per_second")
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from slotattn_fast.train.atomic import atomic_write
+from slotattn_fast.atomic import atomic_write
 from slotattn_fast.train.config import TrainConfig, from_json
 from slotattn_fast.train.errors import RunError
 
