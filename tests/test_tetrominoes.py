@@ -1,14 +1,30 @@
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from slotattn_fast.data.synthetic.tetrominoes import BEVEL, BLOCK_SIZE, COLOURS, IMAGE_SIZE, PIECES, sample_tetrominoes
+from slotattn_fast.data.multi_object import read_scenes
+from slotattn_fast.data.synthetic import tetrominoes
+from slotattn_fast.data.synthetic.tetrominoes import (
+    BEVEL,
+    BLOCK_SIZE,
+    COLOURS,
+    IMAGE_SIZE,
+    NUM_PIECES,
+    PIECES,
+    sample_tetrominoes,
+)
 
 SCENES = 2000
+# Ten examples of the published data set; they are not part of this repository.
+REAL = Path(__file__).parents[2] / "shared" / "data" / "tetrominoes_real_10.tfrecords"
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    return sample_tetrominoes(np.random.default_rng(0), SCENES)
+    made = sample_tetrominoes(0, np.arange(SCENES))
+    return made["images"], made["labels"]
 
 
 def shape_of(mask):
@@ -80,9 +96,11 @@ def test_pieces_colours_and_places_are_uniform(scenes):
     expected = SCENES * 3 / len(PIECES)
     assert ((counts - expected) ** 2 / expected).sum() < 42.3  # chi-squared, 18 degrees of freedom, p = 0.001
 
-    first = np.array([image[scene == 1].max(0) > 0 for image, scene in zip(images, labels, strict=True)])
-    colours = np.array([(first == colour).all(1).sum() for colour in COLOURS])
-    assert ((colours - SCENES / 6) ** 2 / (SCENES / 6)).sum() < 20.5  # 5 degrees of freedom, p = 0.001
+    # Colours, and each together with each piece.
+    lit = [image[scene == label].max(0) > 0 for image, scene in zip(images, labels, strict=True) for label in (1, 2, 3)]
+    pairs = [((np.array(shapes) == p)[:, None] & (lit == colour)).all(1).sum() for p in PIECES for colour in COLOURS]
+    expected = SCENES * 3 / len(pairs)
+    assert ((np.array(pairs) - expected) ** 2 / expected).sum() < 164.7  # 113 degrees of freedom, p = 0.001
 
     # Any place that fits is reached, from edge to edge; pieces may touch.
     for shape, height in (("####", 1), ("#/#/#/#", 4)):
@@ -102,12 +120,71 @@ def test_the_order_of_the_pieces_says_nothing_about_their_places(scenes):
     assert np.ptp(distance) < 0.6  # four standard errors
 
 
-def test_a_seed_fixes_the_batch():
-    for one, other in zip(*(sample_tetrominoes(np.random.default_rng([3, 7]), 8) for _ in range(2)), strict=True):
-        assert (one == other).all()
-    assert (sample_tetrominoes(np.random.default_rng([3, 8]), 8)[0] != one[..., None]).any()
+@pytest.mark.skipif(not REAL.exists(), reason=f"needs {REAL.name}")
+def test_the_published_images_are_drawn_from_the_same_tables():
+    scenes = list(read_scenes(REAL, "tetrominoes"))
+    assert len(scenes) == 10
+    piece_of = {}
+    for scene in scenes:
+        drawn = np.zeros_like(scene["image"])
+        assert len(scene["mask"]) == 1 + NUM_PIECES
+        for entity in range(1, 1 + NUM_PIECES):
+            mask = scene["mask"][entity] > 0
+            assert mask.sum() == 4 * BLOCK_SIZE**2
+            shape, corner = shape_of(mask)
+            assert shape in PIECES
+            assert corner == (scene["x"][entity], scene["y"][entity])
+            assert piece_of.setdefault(scene["shape"][entity], shape) == shape
+            colour = scene["color"][entity]
+            assert (colour == COLOURS).all(1).any()
+            blocks = np.kron([[cell == "#" for cell in row] for row in shape.split("/")], BEVEL)
+            height, width = blocks.shape
+            drawn[corner[0] : corner[0] + height, corner[1] : corner[1] + width] += (
+                blocks[..., None] * colour.astype(np.uint8)
+            ).astype(np.uint8)
+        np.testing.assert_array_equal(drawn, scene["image"])
+    assert len(set(piece_of.values())) == len(piece_of)
 
 
-def test_bad_batch_size():
-    with pytest.raises(ValueError, match="batch_size: got 0, expected at least 1"):
-        sample_tetrominoes(np.random.default_rng(0), 0)
+def test_a_scene_is_the_same_in_any_batch_and_order():
+    together = sample_tetrominoes(3, np.arange(1000))  # some take a second round of tries
+    assert list(together) == ["images", "labels", "num_objects"]
+    for first in range(0, 1000, 100):
+        part = sample_tetrominoes(3, np.arange(first, first + 100))
+        for name, value in together.items():
+            np.testing.assert_array_equal(part[name], value[first : first + 100])
+    order = [700, 5, 6, 7, 999, 5, 0, 0, 2]
+    shuffled = sample_tetrominoes(3, order)
+    for name, value in together.items():
+        np.testing.assert_array_equal(shuffled[name], value[order])
+
+
+def test_a_second_round_of_tries_is_no_repeat_of_the_first(monkeypatch):
+    # With one try a round, half of the scenes take a second one; places stay uniform, and rounds come to an end.
+    monkeypatch.setattr(tetrominoes, "_TRIES", 1)
+    labels = sample_tetrominoes(0, np.arange(SCENES))["labels"]
+    for label in (1, 2, 3):
+        assert ((labels == label).sum((1, 2)) == 4 * BLOCK_SIZE**2).all()
+
+
+def test_seeds_and_far_indices_differ():
+    scenes = [sample_tetrominoes(seed, first + np.arange(50))["images"] for seed, first in ((0, 0), (1, 0), (0, 2**40))]
+    assert len(np.unique(np.concatenate(scenes).reshape(150, -1), axis=0)) == 150
+
+
+def test_scenes_stay_the_same_from_version_to_version():
+    made = sample_tetrominoes(7, [*range(500), 2**40])
+    digest = hashlib.sha256(made["images"].tobytes() + made["labels"].tobytes() + made["num_objects"].tobytes())
+    assert digest.hexdigest() == "5e73ded57cae83bc0f9c81712711808396cf85cc666c3339ebb9606b3a28cd66"
+
+
+def test_three_objects_of_bytes():
+    made = sample_tetrominoes(0, np.arange(5))
+    assert made["num_objects"].tolist() == [3] * 5
+    assert all(value.dtype == np.uint8 for value in made.values())
+
+
+@pytest.mark.parametrize(("seed", "scenes"), [(-1, [0]), (0, [1, -1])])
+def test_negative_seed_or_index(seed, scenes):
+    with pytest.raises(ValueError, match="expected none below 0"):
+        sample_tetrominoes(seed, scenes)

@@ -22,12 +22,14 @@ from slotattn_fast.train import run_folder
 from slotattn_fast.train.config import TrainConfig
 from slotattn_fast.train.environment import environment, resolve_device
 from slotattn_fast.train.errors import RunError
-from slotattn_fast.train.loop import EVAL_DATA, EVAL_NOISE, TRAIN_DATA, fit, seed_of
+from slotattn_fast.train.loop import EVAL_NOISE, fit, seed_of
 
 EVAL_SCENES = 320
 EVAL_BATCH = 32
 # Every run of every seed is measured on the same scenes, with the same slot noise.
 EVAL_SEED = 0
+# Where the held-out scenes begin among those of their seed: training, which counts from 0, never comes so far.
+FIRST_HELD_OUT = 2**40
 DRAWN_SCENES = 7
 
 
@@ -38,7 +40,7 @@ class Discovery:
     config: TrainConfig
 
     def batch(self, step: int) -> Tensor:
-        images, _ = _scenes(self.config.seed, TRAIN_DATA, step, self.config.batch_size)
+        images, _ = _scenes(self.config.seed, step * self.config.batch_size, self.config.batch_size)
         return images
 
     def loss(self, model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -173,15 +175,16 @@ def _build(config: TrainConfig, run: Path) -> nn.Module:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _scenes(seed: int, use: int, step: int, count: int) -> tuple[Tensor, Tensor]:
-    images, labels = sample_tetrominoes(np.random.default_rng([seed, use, step]), count)
-    return torch.from_numpy(images), torch.from_numpy(labels)
+def _scenes(seed: int, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Images and true labels of `count` scenes of a seed, from index `first` on."""
+    scenes = sample_tetrominoes(seed, np.arange(first, first + count))
+    return torch.from_numpy(scenes["images"]), torch.from_numpy(scenes["labels"])
 
 
 def _held_out(model: nn.Module, batch: int, count: int) -> tuple[Tensor, Tensor, DiscoveryOutput]:
     """Images, true labels and what the model makes of them, in float32, on the model's device."""
     device = next(model.parameters()).device
-    images, labels = _scenes(EVAL_SEED, EVAL_DATA, batch, count)
+    images, labels = _scenes(EVAL_SEED, FIRST_HELD_OUT + batch * EVAL_BATCH, count)
     generator = torch.Generator(device).manual_seed(seed_of(EVAL_SEED, EVAL_NOISE, batch))
     inputs = to_model(images.to(device))
     with torch.no_grad():

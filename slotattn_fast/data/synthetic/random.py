@@ -28,7 +28,7 @@ def random_words(seed: int, stream: int, scenes: ArrayLike, count: int) -> NDArr
         for run in runs
         if len(run)
     ]
-    return np.concatenate([np.empty(0, np.uint64), *words]).reshape(len(indices), -1)[:, :count]
+    return np.concatenate([np.empty(0, np.uint64), *words]).reshape(len(indices), counts * _WORDS_A_COUNT)[:, :count]
 
 
 def uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:

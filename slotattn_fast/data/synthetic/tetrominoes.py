@@ -5,7 +5,9 @@ size, the 19 pieces, the six colours and the brightness of every pixel of a bloc
 """
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from slotattn_fast.data.synthetic.random import below, random_words
 
 IMAGE_SIZE = 35
 BLOCK_SIZE = 5
@@ -48,45 +50,51 @@ _PLACES = IMAGE_SIZE + 1 - BLOCK_SIZE - _BLOCKS.max(axis=1)
 # Places drawn at once for every scene that still needs one; about half of them do not overlap.
 _TRIES = 8
 
+# Streams of a seed: pieces and colours, then one stream for each round of tries.
+_LOOKS, _PLACES_FROM = 0, 1
 
-def sample_tetrominoes(rng: np.random.Generator, batch_size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Draws `batch_size` scenes; a function of the generator's state alone.
+
+def sample_tetrominoes(seed: int, scenes: ArrayLike) -> dict[str, NDArray[np.uint8]]:
+    """The scenes of these indices [B] of a seed; a scene depends on the seed and its own index alone.
 
     Pieces and colours are independent and uniform, so both may repeat within a scene. The places are uniform over all
     ways to lay the three pieces into the image without overlap; pieces may touch.
 
-    Returns images [B, 35, 35, 3] of 0..255 (RGB) and labels [B, 35, 35]: 0 background, 1 to 3 the pieces.
-    Raises ValueError for a batch size below 1.
+    Returns images [B, 35, 35, 3] of 0..255 (RGB), labels [B, 35, 35] (0 background, 1 to 3 the pieces) and num_objects
+    [B], always 3. Raises ValueError for a negative seed or index.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
-    pieces = rng.integers(len(PIECES), size=(batch_size, NUM_PIECES))
-    colours = COLOURS[rng.integers(len(COLOURS), size=(batch_size, NUM_PIECES))]
-    blocks = _place(rng, pieces)
+    indices = np.asarray(scenes, np.int64)
+    looks = random_words(seed, _LOOKS, indices, 2 * NUM_PIECES)
+    pieces = below(looks[:, :NUM_PIECES], len(PIECES))
+    colours = COLOURS[below(looks[:, NUM_PIECES:], len(COLOURS))]
+    blocks = _place(seed, indices, pieces)
 
     # Every pixel of every block, as an index into all pixels of the batch [B, 3, 4, 5, 5].
-    corners = (np.arange(batch_size)[:, None, None] * IMAGE_SIZE + blocks[..., 0]) * IMAGE_SIZE + blocks[..., 1]
+    corners = (np.arange(len(indices))[:, None, None] * IMAGE_SIZE + blocks[..., 0]) * IMAGE_SIZE + blocks[..., 1]
     pixels = np.arange(BLOCK_SIZE)[:, None] * IMAGE_SIZE + np.arange(BLOCK_SIZE)
     where = corners[..., None, None] + pixels
-    labels = np.zeros((batch_size, IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
+    labels = np.zeros((len(indices), IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
     labels.reshape(-1)[where] = np.arange(1, NUM_PIECES + 1, dtype=np.uint8)[:, None, None, None]
-    images = np.zeros((batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    images = np.zeros((len(indices), IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     images.reshape(-1, 3)[where] = colours[:, :, None, None, None] * BEVEL[..., None]
-    return images, labels
+    return {"images": images, "labels": labels, "num_objects": np.full(len(indices), NUM_PIECES, dtype=np.uint8)}
 
 
-def _place(rng: np.random.Generator, pieces: NDArray[np.int64]) -> NDArray[np.int64]:
+def _place(seed: int, scenes: NDArray[np.int64], pieces: NDArray[np.int64]) -> NDArray[np.int64]:
     """Corners of the blocks [B, 3, 4, 2] (row, column) of the pieces [B, 3], by rejection."""
     blocks = np.empty((*pieces.shape, 4, 2), dtype=np.int64)
     waiting = np.arange(len(pieces))
+    stream = _PLACES_FROM
     while len(waiting):
         shapes = pieces[waiting]
-        corners = rng.integers(_PLACES[shapes], size=(_TRIES, *shapes.shape, 2))
-        tries = _BLOCKS[shapes] + corners[..., None, :]  # [tries, waiting, 3, 4, 2]
-        fits = ~_overlap(tries)  # [tries, waiting]
-        found = fits.any(axis=0)
-        blocks[waiting[found]] = tries[fits.argmax(axis=0), np.arange(len(waiting))][found]
+        words = random_words(seed, stream, scenes[waiting], _TRIES * NUM_PIECES * 2)
+        corners = below(words.reshape(-1, _TRIES, NUM_PIECES, 2), _PLACES[shapes][:, None])
+        tries = _BLOCKS[shapes][:, None] + corners[..., None, :]  # [waiting, tries, 3, 4, 2]
+        fits = ~_overlap(tries)  # [waiting, tries]
+        found = fits.any(axis=1)
+        blocks[waiting[found]] = tries[np.arange(len(waiting)), fits.argmax(axis=1)][found]
         waiting = waiting[~found]
+        stream += 1
     return blocks
 
 
