@@ -1,4 +1,4 @@
-"""The command line: `slotattn train discovery`, `train resume`, `eval`, `show`, `info`.
+"""The command line: `slotattn train discovery`, `train resume`, `eval`, `show`, `info`, `data`.
 
 Only what parses the arguments is imported here, so that `slotattn --help` takes a few tenths of a second.
 """
@@ -19,7 +19,11 @@ except ModuleNotFoundError as missing:
     sys.exit(f"slotattn: {missing}; the command line needs `pip install 'slotattn-fast[train]'`")
 
 import slotattn_fast
-from slotattn_fast.train.config import PRESETS, BackendName, DataSet, Device, TrainConfig
+from slotattn_fast.cli_data import DATA_COMMANDS, DataCommand, run_data
+from slotattn_fast.cli_errors import UsageError
+from slotattn_fast.data.catalogue import GENERATED
+from slotattn_fast.data.errors import DataError
+from slotattn_fast.train.config import PRESETS, BackendName, Device, TrainConfig
 from slotattn_fast.train.errors import RunError
 
 DESCRIPTION = "Slot Attention: train it, measure it, look at it. `slotattn --version` prints the version."
@@ -32,11 +36,17 @@ _OVERRIDE_N = arg(metavar="N", help_behavior_hint=_FROM_PRESET)
 class TrainDiscovery:
     """Train the auto-encoder to find objects, measure FG-ARI and draw the slots."""
 
-    data: DataSet = "tetrominoes"
-    """Data set; tetrominoes is generated, nothing is downloaded."""
-    preset: Literal["quick", "tetrominoes"] = "quick"
-    """quick: a small model for a laptop, minutes on 2 CPU cores. tetrominoes: the paper's full configuration, batch 64,
-    lr 4e-4, warm-up 10 000, decay 0.5 per 100 000, 500 000 steps. The options below change single settings of it."""
+    data: Annotated[str | None, arg(metavar="NAME|DIR", help_behavior_hint=_FROM_PRESET)] = None
+    """A data set that is generated while training, nothing is downloaded (tetrominoes, clevr-with-masks,
+    multi-dsprites-binarized, -colored-on-grayscale, -colored-on-colored), or a folder that `slotattn data prepare` or
+    `generate` made."""
+    preset: Literal["quick", "tetrominoes", "multi-dsprites", "clevr6"] = "quick"
+    """quick: a small model of Tetrominoes for a laptop, minutes on 2 CPU cores. The others: the paper's configurations,
+    batch 64, lr 4e-4, warm-up 10 000, decay 0.5 per 100 000, 500 000 steps. The options below change settings."""
+    max_objects: Annotated[int | None, arg(metavar="N", help_behavior_hint=_FROM_PRESET)] = None
+    """Leave out scenes with more objects; 6 makes CLEVR6 of CLEVR."""
+    greyscale: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Train on images without colour."""
     out: Path = Path("runs")
     """Folder that the run folder is made in."""
     name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: task-data-time)")] = None
@@ -61,8 +71,13 @@ class TrainDiscovery:
     def config(self) -> TrainConfig:
         """The preset with this command's overrides. Raises ValueError for a value that cannot be used."""
         preset = PRESETS[self.preset]
-        given = {name: getattr(self, name) for name in ("steps", "batch_size", "lr")}
+        given = {name: getattr(self, name) for name in ("max_objects", "steps", "batch_size", "lr")}
         model = {"num_slots": self.num_slots, "iters": self.iters, "backend": self.backend}
+        if self.greyscale:
+            given["greyscale"], model["image_channels"] = True, 1
+        if self.data is not None:
+            # A folder is found again from wherever the run is resumed.
+            given["data"] = self.data if self.data in GENERATED else str(Path(self.data).resolve())
         return replace(
             preset,
             seed=self.seed,
@@ -73,7 +88,8 @@ class TrainDiscovery:
 
     def folder(self) -> Path:
         """The run folder. Raises ValueError for a name that is not one folder's name."""
-        name = self.name or f"discovery-{self.data}-{datetime.now():%Y%m%d-%H%M%S}"
+        data = Path(self.data or PRESETS[self.preset].data).name
+        name = self.name or f"discovery-{data}-{datetime.now():%Y%m%d-%H%M%S}"
         if Path(name).name != name or name == "..":
             raise ValueError(f"name: got {name!r}, expected the name of one folder, without separators; see --out")
         return self.out / name
@@ -110,7 +126,7 @@ class Info:
     """Print versions, device, threads, and the backend that `auto` takes and why."""
 
 
-Command = TrainDiscovery | Resume | Eval | Show | Info
+Command = TrainDiscovery | Resume | Eval | Show | Info | DataCommand
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(_parse(arguments))
     except UsageError as error:
         return _fail(error, 2)
-    except (RunError, OSError) as error:
+    except (RunError, DataError, OSError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -148,6 +164,8 @@ def _run(command: Command) -> int:
             print(discovery.show(run, device))
         case Info():
             _print_info()
+        case _:
+            run_data(command)
     return 0
 
 
@@ -197,17 +215,18 @@ def _fail(message: object, code: int) -> int:
     return code
 
 
-class UsageError(Exception):
-    """Arguments that cannot be used."""
-
-
 def _parse(arguments: list[str]) -> Command:
     train = SubcommandApp()
     train.__doc__ = "Train a model."
     train.command(name="discovery")(TrainDiscovery)
     train.command(name="resume")(Resume)
     app = SubcommandApp()
+    data = SubcommandApp()
+    data.__doc__ = "Prepare, draw and look at data sets."
+    for name, data_command in DATA_COMMANDS.items():
+        data.command(name=name)(data_command)
     app.command(train, name="train")
+    app.command(data, name="data")
     app.command(name="eval")(Eval)
     app.command(name="show")(Show)
     app.command(name="info")(Info)

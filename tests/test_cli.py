@@ -82,7 +82,7 @@ def test_exactly_these_files(finished: Path) -> None:
 
 def test_contents_of_the_run_folder(finished: Path) -> None:
     config, env, result = (json.loads((finished / f"{name}.json").read_text()) for name in ("config", "env", "eval"))
-    assert (config["format"], config["preset"], config["steps"], config["batch_size"]) == (1, "quick", 3, 2)
+    assert (config["format"], config["preset"], config["steps"], config["batch_size"]) == (2, "quick", 3, 2)
     assert (env["torch"], env["threads"], env["device"]) == (torch.__version__, torch.get_num_threads(), "cpu")
     assert (result["scenes"], result["left_out"]) == (320, 0)
     assert -1 <= result["fg_ari"] <= 1
@@ -177,7 +177,7 @@ def _half_a_config(run: Path) -> None:
 
 def _other_format(run: Path) -> None:
     path = run / "config.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    path.write_text(path.read_text().replace('"format": 2', '"format": 99'))
 
 
 def _bad_value(run: Path) -> None:
@@ -208,7 +208,7 @@ def _unfinished(run: Path) -> None:
     [
         (_no_config, "config.json: missing"),
         (_half_a_config, "config.json: damaged"),
-        (_other_format, "format 2, expected 1"),
+        (_other_format, "format 99, expected 2"),
         (_bad_value, "config.json: damaged (steps: got 0"),
         (_unknown_model_field, "config.json: damaged"),
         (_truncated_weights, "model.safetensors: damaged"),
@@ -237,7 +237,7 @@ def test_damaged_folder(run: Path, capsys: pytest.CaptureFixture[str], damage, m
         (["--seed", "-1"], "seed: got -1"),
         (["--steps", "many"], "--steps"),
         (["--device", "abacus"], "invalid choice 'abacus' for argument '--device'"),
-        (["--data", "photos"], "invalid choice 'photos' for argument '--data'"),
+        (["--preset", "photos"], "invalid choice 'photos' for argument '--preset'"),
         (["--preset", "huge"], "invalid choice 'huge' for argument '--preset'"),
         (["--backend", "magic"], "invalid choice 'magic' for argument '--backend'"),
         (["--colour", "red"], "--colour"),
@@ -331,7 +331,7 @@ def test_help_is_light() -> None:
     ):
         assert f"--{option} " in done.stdout
     assert "quick: " in done.stdout
-    assert "tetrominoes: the paper's full configuration" in done.stdout
+    assert "The others: the paper's" in done.stdout
 
 
 def test_version_and_info(capsys: pytest.CaptureFixture[str]) -> None:

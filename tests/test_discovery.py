@@ -1,6 +1,8 @@
-"""Which scenes the discovery task trains on, and which it is measured on."""
+"""Which scenes the discovery task trains on, which it is measured on, and in what form they reach the model."""
 
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +10,21 @@ import pytest
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from slotattn_fast.data import generated
+from slotattn_fast.data.errors import DataError
+from slotattn_fast.data.prepare import generate
 from slotattn_fast.data.synthetic.tetrominoes import sample_tetrominoes
 from slotattn_fast.models.discovery import DiscoveryConfig, ObjectDiscovery
 from slotattn_fast.train import discovery
-from slotattn_fast.train.config import PRESETS
+from slotattn_fast.train.config import PRESETS, TrainConfig
+from slotattn_fast.train.errors import RunError
 
+CPU = torch.device("cpu")
 MODEL = DiscoveryConfig(encoder_channels=4, slot_dim=4, hidden_dim=4, decoder_channels=4)
+
+
+def config(**others: object) -> TrainConfig:
+    return replace(PRESETS["quick"], model=asdict(MODEL), **others)
 
 
 @pytest.fixture
@@ -25,20 +36,20 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
         calls.append((seed, np.asarray(scenes).tolist()))
         return sample_tetrominoes(seed, scenes)
 
-    monkeypatch.setattr(discovery, "sample_tetrominoes", sample)
+    monkeypatch.setattr(generated, "sample_tetrominoes", sample)
     return calls
 
 
 def test_steps_train_on_the_scenes_of_the_seed_one_after_the_other(drawn: list[tuple[int, list[int]]]) -> None:
-    task = discovery.Discovery(replace(PRESETS["quick"], batch_size=3, seed=5))
-    images = [task.batch(step) for step in (0, 1, 7)]
-    assert drawn == [(5, [0, 1, 2]), (5, [3, 4, 5]), (5, [21, 22, 23])]
-    np.testing.assert_array_equal(images[2].numpy(), sample_tetrominoes(5, [21, 22, 23])["images"])
+    task = discovery.Discovery(config(batch_size=3, seed=5))
+    with closing(task.batches(7, CPU)) as batches:
+        images = [batch["images"] for batch in islice(batches, 2)]
+    assert drawn[:2] == [(5, [21, 22, 23]), (5, [24, 25, 26])]
+    np.testing.assert_array_equal(images[1].numpy(), sample_tetrominoes(5, [24, 25, 26])["images"])
 
 
 def test_held_out_scenes_are_320_that_no_seed_trains_on(drawn: list[tuple[int, list[int]]]) -> None:
-    model = ObjectDiscovery(MODEL)
-    assert discovery.measure(model)["scenes"] == 320
+    assert discovery.measure(ObjectDiscovery(MODEL), config())["scenes"] == 320
     assert {seed for seed, _ in drawn} == {0}
     assert [scene for _, scenes in drawn for scene in scenes] == list(range(2**40, 2**40 + 320))
 
@@ -48,7 +59,51 @@ def test_the_picture_shows_the_first_held_out_scenes(
 ) -> None:
     shown: list[NDArray[np.float32]] = []
     monkeypatch.setattr(discovery, "draw_slots", lambda file, *, images, **_: shown.append(images))
-    discovery.draw(ObjectDiscovery(MODEL), tmp_path / "slots.png")
+    discovery.draw(ObjectDiscovery(MODEL), config(), tmp_path / "slots.png")
     assert drawn == [(0, list(range(2**40, 2**40 + 7)))]
     expected = sample_tetrominoes(0, drawn[0][1])["images"]
     torch.testing.assert_close(torch.from_numpy(shown[0]), torch.from_numpy(expected) / 127.5 - 1)
+
+
+def test_a_prepared_folder_is_measured_on_the_scenes_that_it_has(tmp_path: Path) -> None:
+    folder = generate("tetrominoes", tmp_path / "data", train=4, held_out=35)
+    model = ObjectDiscovery(MODEL)
+    result = discovery.measure(model, config(data=str(folder.path)))
+    assert result["scenes"] == 35
+    # They are the first of those that the generated data set is measured on.
+    first = discovery.measure(model, config())
+    assert result["mse"] == pytest.approx(first["mse"], rel=0.1)
+    discovery.draw(ObjectDiscovery(MODEL), config(data=str(folder.path)), tmp_path / "slots.png")
+
+
+def test_images_reach_the_model_in_minus_one_to_one() -> None:
+    images = torch.tensor([[[[0, 51, 255]], [[255, 255, 255]]]], dtype=torch.uint8)  # [1, 2, 1, 3]
+    values = discovery.to_model(images)
+    torch.testing.assert_close(values[0, :, 0, 0], torch.tensor([-1, -0.6, 1]))
+    assert values.is_contiguous(memory_format=torch.channels_last)
+    grey = discovery.to_model(images, greyscale=True)
+    torch.testing.assert_close(grey[0, :, :, 0], torch.tensor([[-0.2, 1]]))
+
+
+def test_one_channel_is_trained_on_and_drawn(tmp_path: Path) -> None:
+    grey = replace(MODEL, image_channels=1)
+    of = config(greyscale=True)
+    assert discovery.measure(ObjectDiscovery(grey), of)["mse"] > 0
+    discovery.draw(ObjectDiscovery(grey), of, tmp_path / "slots.png")
+
+
+@pytest.mark.parametrize(
+    ("others", "error", "message"),
+    [
+        ({"data": "multi-dsprites-binarized"}, RunError, "are 64x64 with 1 channel, but .* 'quick'|quick takes 35x35"),
+        ({"greyscale": True}, RunError, "are 35x35 with 1 channel, but the model of preset quick takes .* 3 channels"),
+        ({"data": "tetromino"}, DataError, "got 'tetromino', which is neither a prepared folder nor one of clevr, "),
+        ({"max_objects": 2}, DataError, "only CLEVR is drawn with fewer objects"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused_before_anything_is_written(
+    others: dict[str, object], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        discovery.create(config(**others), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

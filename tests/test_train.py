@@ -3,8 +3,9 @@
 import csv
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from slotattn_fast.train import checkpoint
 from slotattn_fast.train.config import PRESETS, TrainConfig, from_json
 from slotattn_fast.train.errors import RunError
-from slotattn_fast.train.loop import TRAIN_DATA, TRAIN_NOISE, Stopped, fit, seed_of
+from slotattn_fast.train.loop import TRAIN_NOISE, Stopped, fit, seed_of
 from slotattn_fast.train.schedule import learning_rate
 
 CONFIG = replace(
@@ -41,17 +42,20 @@ class Toy:
         self.config = config
         self.during = during
         self.losses = 0
-        self.first: int | None = None
+        self.first = 0
 
     def batch(self, step: int) -> Tensor:
-        if self.first is None:
-            self.first = step
-        rng = np.random.default_rng([self.config.seed, TRAIN_DATA, step])
+        rng = np.random.default_rng([self.config.seed, 0, step])
         return torch.from_numpy(rng.standard_normal((self.config.batch_size, 5), dtype=np.float32))
 
-    def loss(self, model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+    def batches(self, start: int, device: torch.device) -> Generator[dict[str, Tensor]]:
+        self.first = start
+        for step in count(start):
+            yield {"images": self.batch(step).to(device)}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        images = batch["images"]
         noise = torch.randn(images.shape, generator=generator)
-        assert self.first is not None
         factor = self.during(self.first + self.losses)
         self.losses += 1
         loss = (model(images + noise) - images).square().mean()
@@ -112,7 +116,7 @@ def test_equals_a_plain_loop(tmp_path: Path) -> None:
     for step in range(CONFIG.steps):
         optimizer.param_groups[0]["lr"] = 0.05 * min(1, step / 4) * 0.5 ** (step / 10)
         generator = torch.Generator().manual_seed(seed_of(CONFIG.seed, TRAIN_NOISE, step))
-        task.loss(model, task.batch(step), generator).backward()
+        task.loss(model, {"images": task.batch(step)}, generator).backward()
         optimizer.step()
         optimizer.zero_grad()
     for name, value in model.state_dict().items():
@@ -202,7 +206,9 @@ def test_infinite_moments_are_not_saved(tmp_path: Path) -> None:
         ({"lr": float("nan")}, "lr: got nan"),
         ({"seed": -1}, "seed: got -1"),
         ({"device": "tpu"}, "device: got 'tpu', expected one of auto, cpu, cuda"),
-        ({"data": "clevr"}, "data: got 'clevr', expected one of tetrominoes"),
+        ({"data": ""}, "data: got '', expected a data set's name or a folder"),
+        ({"max_objects": 0}, "max_objects: got 0, expected an integer of at least 1, or None"),
+        ({"greyscale": 1}, "greyscale: got 1, expected True or False"),
     ],
 )
 def test_bad_configuration(change: dict[str, object], message: str) -> None:

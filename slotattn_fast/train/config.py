@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 TaskName = Literal["discovery"]
-DataSet = Literal["tetrominoes"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["32-true", "bf16-mixed"]
 BackendName = Literal["auto", "triton", "torch"]
@@ -18,8 +17,8 @@ class TrainConfig:
 
     task: TaskName
     """Which pipeline: "discovery"."""
-    data: DataSet
-    """Data set: "tetrominoes"."""
+    data: str
+    """A data set that is generated, by its name in the catalogue, or a prepared folder."""
     preset: str
     """The preset the run started from."""
     steps: int
@@ -36,6 +35,10 @@ class TrainConfig:
     """Lightning Fabric's name: "32-true", or "bf16-mixed" for bfloat16 autocast."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the model's configuration that differ from its defaults; all of them in a run's config.json."""
+    max_objects: int | None = None
+    """Leave out scenes with more objects: 6 makes CLEVR6 of CLEVR."""
+    greyscale: bool = False
+    """Train on the mean over the channels of an image."""
     seed: int = 0
     """Of the weights, the scenes and the slot noise."""
     device: Device = "auto"
@@ -60,13 +63,18 @@ class TrainConfig:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}")
+        if type(self.data) is not str or not self.data:
+            raise ValueError(f"data: got {self.data!r}, expected a data set's name or a folder")
+        if self.max_objects is not None and (type(self.max_objects) is not int or self.max_objects < 1):
+            raise ValueError(f"max_objects: got {self.max_objects!r}, expected an integer of at least 1, or None")
+        if type(self.greyscale) is not bool:
+            raise ValueError(f"greyscale: got {self.greyscale!r}, expected True or False")
         if self.decay_steps is not None and (type(self.decay_steps) is not int or self.decay_steps < 1):
             raise ValueError(f"decay_steps: got {self.decay_steps!r}, expected an integer of at least 1, or None")
         if type(self.lr) not in (int, float) or not 0 < self.lr < math.inf:
             raise ValueError(f"lr: got {self.lr!r}, expected a finite number above 0")
         for name, choices in (
             ("task", get_args(TaskName)),
-            ("data", get_args(DataSet)),
             ("device", get_args(Device)),
             ("precision", get_args(Precision)),
         ):
@@ -102,6 +110,28 @@ PAPER_TETROMINOES = TrainConfig(
     checkpoint_every=2_000,
 )
 
+PAPER_MULTI_DSPRITES = replace(
+    PAPER_TETROMINOES,
+    data="multi-dsprites-colored-on-grayscale",
+    preset="multi-dsprites",
+    model={"image_size": 64, "broadcast_size": 64, "num_slots": 6},
+)
+
+PAPER_CLEVR6 = replace(
+    PAPER_TETROMINOES,
+    data="clevr-with-masks",
+    preset="clevr6",
+    max_objects=6,
+    model={
+        "image_size": 128,
+        "encoder_channels": 64,
+        "num_slots": 7,
+        "decoder_channels": 64,
+        "decoder_strides": (2, 2, 2, 2, 1),
+        "broadcast_size": 8,
+    },
+)
+
 # A small auto-encoder of the paper's kind, for minutes on two CPU cores: two encoder convolutions instead of four, the
 # first with stride 2, a decoder that draws on a small map and enlarges it twice, and a slot for each piece, as a black
 # background needs none. It learns faster by gradients through the last iteration alone than through all of them; more
@@ -129,4 +159,4 @@ QUICK = TrainConfig(
     },
 )
 
-PRESETS = {config.preset: config for config in (QUICK, PAPER_TETROMINOES)}
+PRESETS = {config.preset: config for config in (QUICK, PAPER_TETROMINOES, PAPER_MULTI_DSPRITES, PAPER_CLEVR6)}

@@ -1,6 +1,7 @@
 """Object discovery (paper section 4.1): train the auto-encoder on images alone, measure FG-ARI, draw the slots."""
 
 import time
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from slotattn_fast import explain_backend
 from slotattn_fast.atomic import atomic_write
-from slotattn_fast.data.synthetic.tetrominoes import sample_tetrominoes
+from slotattn_fast.data.feed import feed
+from slotattn_fast.data.split import Split, open_split
 from slotattn_fast.metrics.ari import fg_ari
 from slotattn_fast.models.discovery import DiscoveryConfig, DiscoveryOutput, ObjectDiscovery
 from slotattn_fast.report.figures import draw_slots
@@ -28,8 +30,6 @@ EVAL_SCENES = 320
 EVAL_BATCH = 32
 # Every run of every seed is measured on the same scenes, with the same slot noise.
 EVAL_SEED = 0
-# Where the held-out scenes begin among those of their seed: training, which counts from 0, never comes so far.
-FIRST_HELD_OUT = 2**40
 DRAWN_SCENES = 7
 
 
@@ -39,26 +39,29 @@ class Discovery:
 
     config: TrainConfig
 
-    def batch(self, step: int) -> Tensor:
-        images, _ = _scenes(self.config.seed, step * self.config.batch_size, self.config.batch_size)
-        return images
+    def batches(self, start: int, device: torch.device) -> Generator[dict[str, Tensor]]:
+        c = self.config
+        split = open_split(c.data, "train", ["images"], seed=c.seed, max_objects=c.max_objects, device=device)
+        return feed(split, seed=c.seed, batch_size=c.batch_size, start=start, device=device)
 
-    def loss(self, model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
-        images = to_model(images)
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        images = to_model(batch["images"], self.config.greyscale)
         return nn.functional.mse_loss(model(images, generator=generator).reconstruction, images)
 
     def draw(self, model: nn.Module, path: Path) -> None:
-        draw(model, path)
+        draw(model, self.config, path)
 
 
 def create(config: TrainConfig, run: Path) -> None:
     """Makes the folder of a new run, ready for `train`.
 
-    Raises ValueError for a model that cannot be built, and `RunError` if the device is not there, the backend cannot
-    run on it, or the folder exists already; nothing is written then.
+    Raises ValueError for a model that cannot be built, `RunError` if the device is not there, the backend cannot run on
+    it, the model takes other images, or the folder exists already, and `DataError` for data that cannot be used;
+    nothing is written then.
     """
     device = resolve_device(config.device)
     model = DiscoveryConfig(**config.model)
+    _require_fitting_images(config, model)
     try:
         explain_backend(torch.empty(1, 1, 1, device=device), model.backend)
     except RuntimeError as error:
@@ -80,57 +83,64 @@ def train(run: Path) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     model = _build(config, run)
     fabric = Fabric(accelerator=device, devices=1, precision=config.precision)
+    _require_fitting_images(config, model.config)
     fit(fabric, model, Discovery(config), config, run)
     with atomic_write(run / "model.safetensors") as file:
         file.write(safetensors.torch.save({name: t.contiguous() for name, t in model.state_dict().items()}))
-    draw(model, run / "slots.png")
-    result = measure(model)
+    draw(model, config, run / "slots.png")
+    result = measure(model, config)
     run_folder.write_json(run / "eval.json", result)
     return result
 
 
 def evaluate(run: Path, device: str | None = None) -> dict[str, Any]:
     """Measures a complete run again, writes its eval.json and returns it. `device` takes the place of the run's own."""
-    model = _load(run, device)
-    result = measure(model)
+    model, config = _load(run, device)
+    result = measure(model, config)
     run_folder.write_json(run / "eval.json", result)
     return result
 
 
 def show(run: Path, device: str | None = None) -> Path:
     """Draws slots.png of a complete run again and returns its path."""
-    model = _load(run, device)
+    model, config = _load(run, device)
     path = run / "slots.png"
-    draw(model, path)
+    draw(model, config, path)
     return path
 
 
-def measure(model: nn.Module) -> dict[str, Any]:
-    """FG-ARI and reconstruction error on held-out scenes, in float32 (paper section 4.1).
+def measure(model: nn.Module, config: TrainConfig) -> dict[str, Any]:
+    """FG-ARI and reconstruction error on 320 held-out scenes of a run's data, in float32 (paper section 4.1).
+
+    A prepared folder with fewer scenes to evaluate is measured on those.
 
     Returns fg_ari (mean over the scenes that count), scenes, left_out (scenes without a foreground pixel), mse (mean
     over all elements, images in -1..1) and seconds.
     """
     began = time.perf_counter()
     scores, errors = [], []
-    for batch in range(EVAL_SCENES // EVAL_BATCH):
-        images, labels, output = _held_out(model, batch, EVAL_BATCH)
+    split = _open_held_out(config)
+    scenes = EVAL_SCENES if split.count is None else min(EVAL_SCENES, split.count)
+    for first in range(0, scenes, EVAL_BATCH):
+        images, labels, output = _held_out(model, config, split, first, min(EVAL_BATCH, scenes - first))
         scores.append(fg_ari(output.masks.squeeze(2).argmax(1), labels))
-        errors.append((output.reconstruction - images).square().mean(dtype=torch.float64))
+        errors.append((output.reconstruction - images).square().mean((1, 2, 3), dtype=torch.float64))
     score = torch.cat(scores)
     counted = ~score.isnan()
     return {
         "fg_ari": score[counted].mean().item(),
-        "scenes": EVAL_SCENES,
+        "scenes": scenes,
         "left_out": int((~counted).sum()),
-        "mse": torch.stack(errors).mean().item(),
+        "mse": torch.cat(errors).mean().item(),
         "seconds": round(time.perf_counter() - began, 3),
     }
 
 
-def draw(model: nn.Module, path: Path) -> None:
-    """Writes a PNG of the first held-out scenes, as the model takes them apart."""
-    images, labels, output = _held_out(model, 0, DRAWN_SCENES)
+def draw(model: nn.Module, config: TrainConfig, path: Path) -> None:
+    """Writes a PNG of the first held-out scenes of a run's data, as the model takes them apart."""
+    split = _open_held_out(config)
+    scenes = DRAWN_SCENES if split.count is None else min(DRAWN_SCENES, split.count)
+    images, labels, output = _held_out(model, config, split, 0, scenes)
     with atomic_write(path) as file:
         draw_slots(
             file,
@@ -142,13 +152,14 @@ def draw(model: nn.Module, path: Path) -> None:
         )
 
 
-def to_model(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] in -1..1, in channels-last order in memory."""
-    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_model(images: Tensor, greyscale: bool = False) -> Tensor:
+    """uint8 [B, H, W, C] to float32 [B, C, H, W] in -1..1, in channels-last order in memory; C = 1 if `greyscale`."""
+    values = images.permute(0, 3, 1, 2).float()
+    return (values.mean(1, keepdim=True) if greyscale else values) / 127.5 - 1
 
 
-def _load(run: Path, device: str | None) -> nn.Module:
-    """The trained model of a complete run, on `device` or the run's own."""
+def _load(run: Path, device: str | None) -> tuple[nn.Module, TrainConfig]:
+    """The trained model of a complete run, on `device` or the run's own, and its configuration."""
     config = run_folder.read_config(run)
     path = run / "model.safetensors"
     if not path.exists():
@@ -162,10 +173,10 @@ def _load(run: Path, device: str | None) -> nn.Module:
             f"{path}: damaged, or not of this run ({reason}); restore it, or remove it, and "
             f"`slotattn train resume {run}` makes it anew from its checkpoints"
         ) from error
-    return model.to(resolve_device(device or config.device))
+    return model.to(resolve_device(device or config.device)), config
 
 
-def _build(config: TrainConfig, run: Path) -> nn.Module:
+def _build(config: TrainConfig, run: Path) -> ObjectDiscovery:
     try:
         model_config = DiscoveryConfig(**config.model)
     except (TypeError, ValueError) as error:
@@ -175,21 +186,39 @@ def _build(config: TrainConfig, run: Path) -> nn.Module:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _scenes(seed: int, first: int, count: int) -> tuple[Tensor, Tensor]:
-    """Images and true labels of `count` scenes of a seed, from index `first` on."""
-    scenes = sample_tetrominoes(seed, np.arange(first, first + count))
-    return torch.from_numpy(scenes["images"]), torch.from_numpy(scenes["labels"])
+def _require_fitting_images(config: TrainConfig, model: DiscoveryConfig) -> None:
+    """Raises `RunError` if the data's images are not of the size that the model takes."""
+    images = to_model(_open_held_out(config).read(np.arange(1))["images"], config.greyscale)
+    came, expected = images.shape[1:], (model.image_channels, model.image_size, model.image_size)
+    if came != expected:
+        raise RunError(
+            f"data: the images of {config.data} are {_size(came)}, but the model of preset {config.preset} takes "
+            f"{_size(expected)}; choose another --preset"
+        )
 
 
-def _held_out(model: nn.Module, batch: int, count: int) -> tuple[Tensor, Tensor, DiscoveryOutput]:
+def _size(shape: Sequence[int]) -> str:
+    channels, height, width = shape
+    return f"{height}x{width} with {channels} channel{'s' * (channels > 1)}"
+
+
+def _open_held_out(config: TrainConfig) -> Split:
+    return open_split(config.data, "eval", ["images", "labels"], max_objects=config.max_objects)
+
+
+def _held_out(
+    model: nn.Module, config: TrainConfig, split: Split, first: int, count: int
+) -> tuple[Tensor, Tensor, DiscoveryOutput]:
     """Images, true labels and what the model makes of them, in float32, on the model's device."""
     device = next(model.parameters()).device
-    images, labels = _scenes(EVAL_SEED, FIRST_HELD_OUT + batch * EVAL_BATCH, count)
-    generator = torch.Generator(device).manual_seed(seed_of(EVAL_SEED, EVAL_NOISE, batch))
-    inputs = to_model(images.to(device))
+    scenes = split.read(np.arange(first, first + count))
+    generator = torch.Generator(device).manual_seed(seed_of(EVAL_SEED, EVAL_NOISE, first // EVAL_BATCH))
+    inputs = to_model(scenes["images"].to(device), config.greyscale)
     with torch.no_grad():
-        return inputs, labels.to(device), model(inputs, generator=generator)
+        return inputs, scenes["labels"].to(device), model(inputs, generator=generator)
 
 
 def _channels_last(images: Tensor) -> NDArray[np.float32]:
-    return images.movedim(-3, -1).cpu().numpy()
+    """[..., C, H, W] to [..., H, W, 3]: one channel is shown as grey."""
+    pixels = images.movedim(-3, -1)
+    return pixels.expand(*pixels.shape[:-1], 3).cpu().numpy()

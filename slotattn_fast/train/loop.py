@@ -6,7 +6,8 @@ step. Nothing is read back from the device but every `log_every` steps and at a 
 
 import math
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from signal import Signals
 from typing import Protocol
@@ -25,16 +26,16 @@ from slotattn_fast.train.schedule import learning_rate
 from slotattn_fast.train.signals import StopSignal
 
 # What a random number is for. Part of every seed, so that no two uses share a stream.
-TRAIN_DATA, TRAIN_NOISE, EVAL_DATA, EVAL_NOISE = range(4)
+TRAIN_NOISE, EVAL_NOISE = 1, 3
 
 
 class Task(Protocol):
     """What the loop asks of a task."""
 
-    def batch(self, step: int) -> Tensor:
-        """The training images of a step, on the CPU. Runs in a background thread."""
+    def batches(self, start: int, device: torch.device) -> Generator[dict[str, Tensor]]:
+        """The training batches of steps `start`, `start` + 1, ..., on `device`."""
 
-    def loss(self, model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """The scalar to minimise."""
 
     def draw(self, model: nn.Module, path: Path) -> None:
@@ -72,12 +73,10 @@ def fit(fabric: Fabric, model: nn.Module, task: Task, config: TrainConfig, run: 
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 15,
         ) as bar,
-        ThreadPoolExecutor(1) as background,
+        closing(task.batches(start, fabric.device)) as batches,
     ):
-        ahead = background.submit(task.batch, start)
         for step in range(start, config.steps):
-            images = ahead.result()
-            ahead = background.submit(task.batch, step + 1)
+            batch = next(batches)
             lr = learning_rate(
                 step,
                 base=config.lr,
@@ -89,13 +88,13 @@ def fit(fabric: Fabric, model: nn.Module, task: Task, config: TrainConfig, run: 
                 group["lr"] = lr
             generator.manual_seed(seed_of(config.seed, TRAIN_NOISE, step))
 
-            loss = task.loss(wrapped, fabric.to_device(images), generator)
+            loss = task.loss(wrapped, batch, generator)
             fabric.backward(loss)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
             losses.append(loss.detach())
-            images_seen += len(images)
+            images_seen += config.batch_size
             done = step + 1
             bar.update()
             signal = stop.received  # read once: it may come at any moment

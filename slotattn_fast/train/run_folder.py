@@ -14,7 +14,7 @@ from slotattn_fast.atomic import atomic_write
 from slotattn_fast.train.config import TrainConfig, from_json
 from slotattn_fast.train.errors import RunError
 
-FORMAT = 1
+FORMAT = 2
 """Written to config.json; raised whenever a run folder of an older version could no longer be read rightly."""
 
 

@@ -1,0 +1,45 @@
+"""The look-alikes of the published data sets, by the names of those: scenes as a function of (seed, index)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+
+from slotattn_fast.data.catalogue import GENERATED
+from slotattn_fast.data.errors import DataError
+from slotattn_fast.data.synthetic.clevr import sample_clevr
+from slotattn_fast.data.synthetic.sprites import sample_sprites
+from slotattn_fast.data.synthetic.tetrominoes import sample_tetrominoes
+
+HELD_OUT_SEED = 0
+FIRST_HELD_OUT = 2**40
+"""Where the scenes for evaluation begin, which every training run is measured on: training counts from 0."""
+
+CLEVR_OBJECTS = (3, 10)
+
+
+def sampler(
+    name: str, max_objects: int | None = None, device: str | torch.device = "cpu"
+) -> Callable[[int, ArrayLike], dict[str, Any]]:
+    """A function of a seed and scene indices [B] to arrays, [B, ...] each, by the names of a prepared folder's.
+
+    "clevr" and "clevr-with-masks" are the same scenes, in whole and cut to the middle, each with labels and properties.
+    Their number of objects is uniform from 3 to `max_objects`, 10 if None: 6 is CLEVR6. They are drawn on `device` and
+    come as tensors on it, the others as NumPy arrays. Raises ValueError for another name, `DataError` for a
+    `max_objects` that is out of range or of a data set other than CLEVR.
+    """
+    if name not in GENERATED:
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(GENERATED)}")
+    if name in ("clevr", "clevr-with-masks"):
+        fewest, most = CLEVR_OBJECTS
+        most = most if max_objects is None else max_objects
+        if not fewest <= most <= CLEVR_OBJECTS[1]:
+            raise DataError(f"max_objects: got {most}, expected {fewest} to {CLEVR_OBJECTS[1]} for {name}")
+        return partial(sample_clevr, num_objects=(fewest, most), crop=name == "clevr-with-masks", device=device)
+    if max_objects is not None:
+        raise DataError(f"max_objects: got {max_objects} for {name}; only CLEVR is drawn with fewer objects")
+    if name == "tetrominoes":
+        return sample_tetrominoes
+    return partial(sample_sprites, variant=name.removeprefix("multi-dsprites-").replace("-", "_"))

@@ -1,0 +1,120 @@
+"""Prepared folders: what training reads. Arrays that are mapped into memory, and a manifest that says what they are.
+
+    DIR/manifest.json            name, version, source, and for each array its shape, type and SHA-256
+    DIR/train/images.npy         uint8 [N, H, W, C]
+    DIR/train/labels.npy         uint8 [N, H, W]: 0 background, 1, 2, ... the objects' visible parts (not for clevr)
+    DIR/train/num_objects.npy    uint8 [N] (not for objects-room)
+    DIR/train/*.npy              properties, by their published names
+    DIR/eval/...                 the same for the evaluation split
+
+A folder under its own name is whole: it is made under another, and renamed at the end.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slotattn_fast.data.errors import DataError
+
+FORMAT = 1
+"""Written to the manifest; raised whenever a folder of an older version could no longer be read rightly."""
+MANIFEST = "manifest.json"
+SPLITS = ("train", "eval")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An open folder. Its arrays are mapped, not read: nothing is in memory until it is asked for."""
+
+    path: Path
+    name: str
+    """Of the data set, as in the catalogue."""
+    manifest: Mapping[str, Any]
+    splits: Mapping[str, Mapping[str, NDArray[Any]]]
+
+
+def open_prepared(path: Path) -> Prepared:
+    """Opens a folder that `slotattn data prepare` or `generate` made.
+
+    Raises `DataError` if it is missing, of another version, or has not the files that its manifest names, each of its
+    length; the contents are only compared by `check`.
+    """
+    manifest = _read_manifest(path)
+    splits: dict[str, dict[str, NDArray[Any]]] = {}
+    try:
+        for split in SPLITS:
+            splits[split] = {}
+            for name, about in manifest["splits"][split].items():
+                splits[split][name] = _map(path / split / f"{name}.npy", about)
+        opened = Prepared(path, manifest["name"], manifest, splits)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path / MANIFEST}: damaged ({error!r}); {_REMEDY}") from error
+    for split, arrays in splits.items():
+        if "images" not in arrays or len({len(array) for array in arrays.values()}) != 1:
+            raise DataError(f"{path / split}: arrays of different lengths, or no images; {_REMEDY}")
+    return opened
+
+
+def check(path: Path, report: Callable[[int], object] = lambda done: None) -> Prepared:
+    """Opens a folder and compares every array with its SHA-256; `report` is told of each number of bytes read.
+
+    Raises `DataError` naming the first file that differs.
+    """
+    opened = open_prepared(path)
+    for split in SPLITS:
+        for name, about in opened.manifest["splits"][split].items():
+            file = path / split / f"{name}.npy"
+            if sha256(file, report) != about["sha256"]:
+                raise DataError(f"{file}: damaged (its SHA-256 is not that of the manifest); {_REMEDY}")
+    return opened
+
+
+def sha256(file: Path, report: Callable[[int], object] = lambda done: None) -> str:
+    """Of a file's bytes, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+            report(len(block))
+    return digest.hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder; `slotattn data prepare` or `slotattn data generate` makes one")
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: has no {MANIFEST}, so `slotattn data prepare` did not make or not finish it"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{path / MANIFEST}: damaged ({error}); {_REMEDY}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise DataError(f"{path}: prepared in format {found!r}, expected {FORMAT}; {_REMEDY}")
+    return manifest
+
+
+def _map(file: Path, about: Mapping[str, Any]) -> NDArray[Any]:
+    try:
+        # Copy on write: torch takes no read-only arrays, and nothing here writes.
+        array = np.load(file, mmap_mode="c", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{file}: missing; {_REMEDY}") from None
+    except Exception as error:  # damaged bytes make the reader raise nearly anything
+        raise DataError(f"{file}: damaged ({error}); {_REMEDY}") from error
+    if list(array.shape) != about["shape"] or array.dtype.name != about["dtype"]:
+        raise DataError(
+            f"{file}: {array.dtype.name} {list(array.shape)}, expected {about['dtype']} {about['shape']}; {_REMEDY}"
+        )
+    return array
+
+
+_REMEDY = "prepare it anew with `slotattn data prepare`"

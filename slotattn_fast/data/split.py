@@ -1,0 +1,99 @@
+"""The scenes of a split by their index: generated, mapped from a prepared folder, or held on the device."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slotattn_fast.data.catalogue import GENERATED
+from slotattn_fast.data.errors import DataError
+from slotattn_fast.data.generated import FIRST_HELD_OUT, HELD_OUT_SEED, sampler
+from slotattn_fast.data.prepared import open_prepared
+
+_PART_OF_FREE_MEMORY = 0.5
+"""Of a device, that prepared arrays may take; the rest is the training's."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Scenes 0, 1, ...; without end if `count` is None."""
+
+    count: int | None
+    read: Callable[[NDArray[np.int64]], dict[str, Tensor]]
+    """Indices [B] to tensors [B, ...], by the names that `open_split` was given."""
+
+
+def open_split(
+    data: str,
+    split: str,
+    names: Sequence[str],
+    *,
+    seed: int = 0,
+    max_objects: int | None = None,
+    device: torch.device | None = None,
+) -> Split:
+    """The "train" or "eval" split of `data`: the name of a data set that is generated, or a prepared folder.
+
+    `names` are the arrays wanted: "images" uint8 [B, H, W, C], "labels" uint8 [B, H, W], and the others of a prepared
+    folder. `seed` is of generated scenes to train on; those to evaluate are always the same. `max_objects` leaves out
+    scenes with more objects. On a CUDA `device` prepared arrays are kept there if they fit in half of its free memory,
+    and CLEVR is drawn there.
+
+    Raises `DataError` for a folder that cannot be used, has not all of `names`, or has no scene of so few objects.
+    """
+    device = torch.device("cpu") if device is None else device
+    if data in GENERATED:
+        return _generated(data, split, names, seed, max_objects, device)
+    if not Path(data).exists():
+        raise DataError(
+            f"data: got {data!r}, which is neither a prepared folder nor one of {', '.join(GENERATED)}; "
+            "`slotattn data --help` says how to prepare one"
+        )
+    return _prepared(Path(data), split, names, max_objects, device)
+
+
+def _generated(
+    name: str, split: str, names: Sequence[str], seed: int, max_objects: int | None, device: torch.device
+) -> Split:
+    sample = sampler(name, max_objects, device)
+    of_seed, first = (seed, 0) if split == "train" else (HELD_OUT_SEED, FIRST_HELD_OUT)
+
+    def read(indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        scenes = sample(of_seed, first + indices)
+        return {key: torch.as_tensor(scenes[key]) for key in names}
+
+    return Split(None, read)
+
+
+def _prepared(path: Path, split: str, names: Sequence[str], max_objects: int | None, device: torch.device) -> Split:
+    arrays = open_prepared(path).splits[split]
+    rows = np.arange(len(arrays["images"]))
+    for key in (*names, "num_objects") if max_objects is not None else names:
+        if key not in arrays:
+            raise DataError(f"{path}: has no {key} in its {split} split, only {', '.join(arrays)}; use other data")
+    if max_objects is not None:
+        rows = np.flatnonzero(arrays["num_objects"] <= max_objects)
+        if not len(rows):
+            raise DataError(
+                f"{path}: no scene of at most {max_objects} objects in its {split} split; raise max_objects"
+            )
+
+    tensors = {key: torch.from_numpy(arrays[key]) for key in names}
+    where = device if device.type == "cuda" and _fits(tensors, device) else torch.device("cpu")
+    if where.type == "cuda":
+        tensors = {key: tensor.to(where) for key, tensor in tensors.items()}
+
+    def read(indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        chosen = torch.from_numpy(rows[indices]).to(where)
+        return {key: tensor[chosen] for key, tensor in tensors.items()}
+
+    return Split(len(rows), read)
+
+
+def _fits(tensors: dict[str, Tensor], device: torch.device) -> bool:
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(tensor.nbytes for tensor in tensors.values()) <= _PART_OF_FREE_MEMORY * free

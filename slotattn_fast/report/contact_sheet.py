@@ -1,0 +1,44 @@
+"""A contact sheet of a data set: scenes, and below each its true objects."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from slotattn_fast.atomic import atomic_write
+from slotattn_fast.data.catalogue import GENERATED
+from slotattn_fast.data.prepared import open_prepared
+from slotattn_fast.data.split import open_split
+from slotattn_fast.report.figures import NEUTRAL, PALETTE
+
+COLUMNS, ROWS = 8, 3
+GAP = 4
+TILE = 128
+"""Pixels of the sheet; images are repeated a whole number of times up to about this size."""
+
+
+def write_contact_sheet(data: str, path: Path, max_objects: int | None = None) -> None:
+    """Writes a PNG with the first scenes to train on of a generated data set or a prepared folder.
+
+    Below every row of images are the objects, each in a colour of its own, where the data has labels.
+    """
+    split = open_split(data, "train", ["images"], max_objects=max_objects)
+    first = np.arange(COLUMNS * ROWS if split.count is None else min(COLUMNS * ROWS, split.count))
+    images = split.read(first)["images"].numpy()
+    tiles = np.broadcast_to(images, (*images.shape[:3], 3))
+    rows = [tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]
+    if data in GENERATED or "labels" in open_prepared(Path(data)).splits["train"]:
+        colours = np.concatenate([[[NEUTRAL] * 3], PALETTE])
+        labels = open_split(data, "train", ["labels"], max_objects=max_objects).read(first)["labels"].numpy()
+        truth = (colours[np.where(labels == 0, 0, (labels - 1) % len(PALETTE) + 1)] * 255).round().astype(np.uint8)
+        rows = [row for i, above in enumerate(rows) for row in (above, truth[i * COLUMNS : (i + 1) * COLUMNS])]
+
+    scale = max(1, round(TILE / images.shape[1]))
+    height, width = (side * scale + GAP for side in images.shape[1:3])
+    page = np.full((len(rows) * height + GAP, COLUMNS * width + GAP, 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        for c, tile in enumerate(row):
+            top, left = GAP + r * height, GAP + c * width
+            page[top : top + height - GAP, left : left + width - GAP] = tile.repeat(scale, 0).repeat(scale, 1)
+    with atomic_write(path) as file:
+        Image.fromarray(page).save(file, "PNG")
