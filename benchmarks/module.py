@@ -15,21 +15,19 @@ import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from datetime import date
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.conditions import RESULTS, commit, cpu_name, put_into_readme, today
+
 SHAPES = ((8, 16384, 7), (8, 4096, 6), (16, 1024, 10))  # B, N, K: training of CLEVR6, Multi-dSprites, set prediction
 DIM = 64
 CONTENDERS = ("ours", "reference", "slot-attention")
-RESULTS, README = Path("benchmarks/results"), Path("README.md")
-MARKS = ("<!-- module-cpu.md -->", "<!-- end of module-cpu.md -->")
 PASSES = ("forward", "forward+backward")
 
 
@@ -120,9 +118,9 @@ def _status(field: str) -> int:
 
 def measure(rounds: int, threads: int) -> list[dict[str, object]]:
     conditions = {
-        "date": date.today().isoformat(),
-        "commit": _commit(),
-        "cpu": _cpu_name(),
+        "date": today(),
+        "commit": commit(),
+        "cpu": cpu_name(),
         "threads": threads,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -189,18 +187,6 @@ def _percentiles(values: list[float]) -> tuple[float, float, float]:
     return p20, statistics.median(values), p80
 
 
-def _commit() -> str:
-    result = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each call")
@@ -217,9 +203,7 @@ def main() -> None:
     (arguments.out / "module-cpu.md").write_text(table(rows))
     print(table(rows))
     if arguments.out == RESULTS:
-        before, _, rest = README.read_text().partition(MARKS[0])
-        _, _, after = rest.partition(MARKS[1])
-        README.write_text(f"{before}{MARKS[0]}\n{table(rows)}{MARKS[1]}{after}")
+        put_into_readme("module-cpu.md", table(rows))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from slotattn_fast.data import tfrecord
 from slotattn_fast.data.errors import DataError
 from slotattn_fast.data.tfrecord import MAX_RECORD_BYTES, ExampleError, decode_example, read_records
 
-RECORDS = [b"one", b"", bytes(range(256)), b"\x1f\x8b\x08" * 50]
+RECORDS = [b"one", b"", bytes(range(100)), b"\x1f\x8b\x08" * 20]
 PLAIN = b"".join(map(frame, RECORDS))
 GZIP = gzip_member(PLAIN)
 VALUES = np.array([0, 1, 10, 255, 1, 10], np.uint8)
@@ -202,6 +202,8 @@ def test_a_length_takes_no_memory_before_its_bytes_are_there(tmp_path):
 def test_what_cannot_be_opened_is_named(tmp_path):
     with pytest.raises(DataError, match=r"missing\.tfrecords: no such file"):
         read_records(tmp_path / "missing.tfrecords")
+    with pytest.raises(DataError, match="no such file"):
+        read_records(tmp_path / ("x" * 10_000))
     with pytest.raises(DataError, match=f"^{re.escape(str(tmp_path))}: not a file"):
         read_records(tmp_path)
     with pytest.raises(ValueError, match="skip: got -1"):

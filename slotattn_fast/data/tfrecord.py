@@ -4,6 +4,7 @@ Sources: the file, tensorflow.org/tutorials/load_data/tfrecord; the message, ten
 feature.proto; its encoding, protobuf.dev/programming-guides/encoding, of which only what writers produce is accepted.
 """
 
+import os
 import struct
 import zlib
 from collections.abc import Collection, Iterator
@@ -49,8 +50,8 @@ def read_records(path: Path, skip: int = 0) -> Iterator[bytes]:
     """
     if skip < 0:
         raise ValueError(f"skip: got {skip}, expected at least 0")
-    if not path.is_file():
-        problem = "not a file" if path.exists() else "no such file"
+    if not os.path.isfile(path):  # Path.is_file raises some of the system's errors
+        problem = "not a file" if os.path.exists(path) else "no such file"
         raise DataError(f"{path}: {problem}: give the path of a .tfrecords file")
     return _read_records(path, skip)
 
@@ -100,7 +101,7 @@ def _read_records(path: Path, skip: int) -> Iterator[bytes]:
 
 
 def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    """The uncompressed contents, in blocks that are not empty. The first record's checksum tells whether they are."""
+    """The uncompressed contents, in blocks that are not empty. The first checksum tells if the file is compressed."""
     start = file.read(_HEADER.size)
     file.seek(0)
     if len(start) == _HEADER.size and _length(start) is not None:
@@ -112,7 +113,7 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _inflate(file: BinaryIO) -> Iterator[bytes]:
-    """The contents of a GZIP file; gzip.open reads in such small steps that it takes twice the time."""
+    """The contents of a GZIP file; gzip.open reads in smaller steps, and is slower."""
     data = file.read(_INPUT_BYTES)
     while data:
         if not data.startswith(_GZIP_MAGIC[:1]):

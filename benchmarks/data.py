@@ -1,0 +1,242 @@
+"""Speed of the data on this CPU: reading published files, drawing look-alikes, feeding the training.
+
+    python -m benchmarks.data [--rounds 5] [--threads 2] [--out benchmarks/results]
+
+Reading: records a second of our reader and of the PyPI package tfrecord (images and masks as arrays of numbers, all
+factors decoded), on files that the package's own writer wrote, in turns in one process, one thread. What is in them
+are look-alikes, those of CLEVR enlarged to the published size, and once more with noise of two levels of 255, as
+rendered images have it. Drawing: scenes a second in batches of 64, as `slotattn data generate` draws them. Feeding:
+images a second at 64x64 from a prepared folder that is in the page cache, in batches of 64, as uint8 and as the float32
+that a model takes. Medians of all rounds. Writes data-cpu.csv and data-cpu.md, which it also puts into README.md.
+"""
+
+import argparse
+import csv
+import gzip
+import itertools
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tfrecord.reader import example_loader
+from tfrecord.writer import TFRecordWriter
+
+from benchmarks.conditions import RESULTS, commit, cpu_name, put_into_readme, today
+from slotattn_fast.data.catalogue import GENERATED
+from slotattn_fast.data.feed import feed
+from slotattn_fast.data.generated import sampler
+from slotattn_fast.data.multi_object import DATA_SETS, read_scenes
+from slotattn_fast.data.prepare import generate
+from slotattn_fast.data.split import open_split
+from slotattn_fast.train.discovery import to_model
+
+Row = dict[str, Any]
+
+BATCH = 64
+SPRITES = "multi-dsprites-colored-on-grayscale"
+RECORDS = (
+    ("clevr-with-masks", 8, "plain"),
+    ("clevr-with-masks", 8, "with noise"),
+    (SPRITES, 300, "plain"),
+    ("tetrominoes", 1000, "plain"),
+)
+
+
+def write_records(path: Path, name: str, count: int, noise: bool) -> None:
+    """A file of a published format with look-alikes in it."""
+    schema, rng = DATA_SETS[name], np.random.default_rng(0)
+    (height, width, _), entities = schema.image, schema.entities[0]
+    scenes = sampler(name)(0, np.arange(count))
+    plain = path.with_suffix(".plain")
+    writer = TFRecordWriter(str(plain))
+    for image, labels in zip(np.asarray(scenes["images"]), np.asarray(scenes["labels"]), strict=True):
+        if image.shape[:2] != (height, width):  # 128x128 twice as large, and repeated on the right
+            image, labels = (
+                np.pad(a.repeat(2, 0).repeat(2, 1)[:height], _wider(a, width), "wrap") for a in (image, labels)
+            )
+        if noise:
+            image = np.clip(image + rng.normal(0, 2, image.shape).round(), 0, 255).astype(np.uint8)
+        mask = np.where(labels == np.arange(entities)[:, None, None], 255, 0).astype(np.uint8)
+        features = {"image": image, "mask": np.moveaxis(mask, 0, 2) if schema.mask_entities_last else mask}
+        for factor, (kind, shape) in schema.factors.items():
+            features[factor] = np.ones((entities, *shape), kind)
+        writer.write({key: _values(value) for key, value in features.items()})
+    writer.close()
+    with gzip.open(path, "wb") as file:
+        file.write(plain.read_bytes())
+    plain.unlink()
+
+
+def _wider(array: np.ndarray, width: int) -> list[tuple[int, int]]:
+    return [(0, 0), (0, width - 2 * array.shape[1]), *[(0, 0)] * (array.ndim - 2)]
+
+
+def _values(array: np.ndarray) -> tuple[list[Any], str]:
+    if array.dtype == np.uint8:
+        return [bytes([value]) for value in array.ravel().tolist()], "byte"
+    return array.ravel().tolist(), "float"
+
+
+def measure_reading(folder: Path, rounds: int) -> list[Row]:
+    rows = []
+    for name, count, images in RECORDS:
+        path = folder / f"{name}-{images}.tfrecords"
+        write_records(path, name, count, images == "with noise")
+        seconds: dict[str, list[float]] = {"ours": [], "tfrecord": []}
+        for _ in range(rounds):
+            for who, read in (("ours", _read_ours), ("tfrecord", _read_tfrecord)):
+                began = time.perf_counter()
+                image, mask, records = read(path, name)
+                seconds[who].append(time.perf_counter() - began)
+                if who == "ours":
+                    expected = image, mask
+            assert records == count
+            assert (image == expected[0].ravel()).all()
+            assert image.size + mask.size == expected[0].size + expected[1].size
+        ratio = statistics.median(t / o for o, t in zip(seconds["ours"], seconds["tfrecord"], strict=True))
+        speeds = {who: count / statistics.median(values) for who, values in seconds.items()}
+        rows.append(_row("read", name, images, "records", speeds["ours"], speeds["tfrecord"], ratio))
+    return rows
+
+
+def _read_ours(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, int]:
+    count = 0
+    for scene in read_scenes(path, name):
+        image, mask = scene["image"], scene["mask"]
+        count += 1
+    return image, mask, count
+
+
+def _read_tfrecord(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, int]:
+    count = 0
+    for scene in example_loader(str(path), None, None, compression_type="gzip"):
+        image, mask = scene["image"].view(np.uint8), scene["mask"].view(np.uint8)
+        count += 1
+    return image, mask, count
+
+
+def measure_drawing(rounds: int, threads: int) -> list[Row]:
+    torch.set_num_threads(1)
+    rows = []
+    with ThreadPoolExecutor(threads) as pool:
+        for name in GENERATED:
+            sample = sampler(name)
+            batches = threads * (2 if name.startswith("clevr") else 32)
+
+            def draw(sample: Callable[..., Any] = sample, batches: int = batches) -> None:
+                list(pool.map(lambda i: sample(0, np.arange(i * BATCH, (i + 1) * BATCH)), range(batches)))
+
+            draw()
+            rows.append(_row("draw", name, "", "scenes", batches * BATCH / _median_seconds(draw, rounds)))
+    return rows
+
+
+def measure_feeding(folder: Path, rounds: int, threads: int) -> list[Row]:
+    torch.set_num_threads(threads)
+    path = folder / "sprites"
+    generate(SPRITES, path, train=20_000, held_out=1)
+    split = open_split(str(path), "train", ["images"])
+    rows = []
+    for form, convert in (("uint8", lambda images: images), ("float32", to_model)):
+        with closing(feed(split, seed=0, batch_size=BATCH, start=0, device=torch.device("cpu"))) as batches:
+
+            def take(batches: Any = batches, convert: Callable[..., Any] = convert) -> None:
+                for batch in itertools.islice(batches, 300):
+                    convert(batch["images"])
+
+            take()
+            rows.append(_row("feed", SPRITES, form, "images", 300 * BATCH / _median_seconds(take, rounds)))
+    return rows
+
+
+def _median_seconds(call: Callable[[], None], rounds: int) -> float:
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def _row(
+    part: str, data: str, images: str, unit: str, speed: float, peer: float | None = None, ratio: float | None = None
+) -> Row:
+    print(
+        f"{part:5} {data:36} {images:8} {speed:10.0f} {unit}/s" + (f"  tfrecord {peer:.0f}/s" if peer else ""),
+        flush=True,
+    )
+    return {
+        "part": part,
+        "data": data,
+        "images": images,
+        "unit": unit,
+        "a_second": round(speed, 1),
+        "tfrecord_a_second": "" if peer is None else round(peer, 1),
+        "times_tfrecord": "" if ratio is None else round(ratio, 1),
+    }
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: a line for each measurement."""
+    first = rows[0]
+    lines = [
+        f"{first['cpu']}, {first['threads']} threads (reading: 1), torch {first['torch']}, NumPy {first['numpy']}, "
+        f"tfrecord {first['tfrecord']}, medians of {first['rounds']} rounds, commit {first['commit']}, "
+        f"{first['date']}: `python -m benchmarks.data`, benchmarks/results/data-cpu.csv.",
+        "",
+        "| what | data | images | a second | PyPI tfrecord | faster |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        peer, times = row["tfrecord_a_second"], row["times_tfrecord"]
+        lines.append(
+            f"| {row['part']} | {row['data']} | {row['images']} | {row['a_second']:,.0f} {row['unit']} "
+            f"| {peer and f'{peer:,.0f}'} | {times and f'**{times:.0f}x**'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each measurement")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of drawing and feeding")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    arguments = parser.parse_args()
+    conditions = {
+        "date": today(),
+        "commit": commit(),
+        "cpu": cpu_name(),
+        "threads": arguments.threads,
+        "rounds": arguments.rounds,
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "numpy", "tfrecord")},
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        rows = measure_reading(folder, arguments.rounds)
+        rows += measure_drawing(arguments.rounds, arguments.threads)
+        rows += measure_feeding(folder, arguments.rounds, arguments.threads)
+    rows = [{**row, **conditions} for row in rows]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with (arguments.out / "data-cpu.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    (arguments.out / "data-cpu.md").write_text(table(rows))
+    print(table(rows))
+    if arguments.out == RESULTS:
+        put_into_readme("data-cpu.md", table(rows))
+
+
+if __name__ == "__main__":
+    main()
