@@ -77,7 +77,8 @@ class TrainDiscovery:
             given["greyscale"], model["image_channels"] = True, 1
         if self.data is not None:
             # A folder is found again from wherever the run is resumed.
-            given["data"] = self.data if self.data in GENERATED else str(Path(self.data).resolve())
+            named = self.data in GENERATED or not Path(self.data).is_dir()
+            given["data"] = self.data if named else str(Path(self.data).resolve())
         return replace(
             preset,
             seed=self.seed,

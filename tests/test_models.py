@@ -7,9 +7,10 @@ from torch import nn
 
 from slotattn_fast.models.convolution import SameConv2d, SameConvTranspose2d, same_padding
 from slotattn_fast.models.decoder import SpatialBroadcastDecoder
-from slotattn_fast.models.discovery import CLEVR6, DiscoveryConfig, ObjectDiscovery
+from slotattn_fast.models.discovery import DiscoveryConfig, ObjectDiscovery
 from slotattn_fast.models.encoder import Encoder
 from slotattn_fast.models.position_embedding import PositionEmbedding
+from slotattn_fast.train.config import PRESETS
 
 TINY = DiscoveryConfig(
     image_size=11,
@@ -211,7 +212,9 @@ def test_positions_reach_the_slots():
     torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("config", [DiscoveryConfig(), CLEVR6], ids=["tetrominoes", "clevr6"])
+@pytest.mark.parametrize(
+    "config", [DiscoveryConfig(), DiscoveryConfig(**PRESETS["clevr6"].model)], ids=["tetrominoes", "clevr6"]
+)
 def test_the_papers_sizes_take_a_training_step(config):
     torch.manual_seed(0)
     model = ObjectDiscovery(config).to(memory_format=torch.channels_last)
@@ -230,7 +233,7 @@ def test_the_papers_sizes():
     # Weights and biases of Tables 3 to 6 and Algorithm 1, summed by hand.
     for config, encoder, attention, decoder in (
         (DiscoveryConfig(), 81_664, 50_176, 103_972),
-        (CLEVR6, 321_024, 54_336, 514_948),
+        (DiscoveryConfig(**PRESETS["clevr6"].model), 321_024, 54_336, 514_948),
     ):
         model = ObjectDiscovery(config)
         parts = (model.encoder, model.slot_attention, model.decoder)

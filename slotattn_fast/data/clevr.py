@@ -22,6 +22,9 @@ PROPERTIES = {
     "shape": ("cube", "sphere", "cylinder"),
     "size": ("small", "large"),
 }
+_CODES = {name: {label: code for code, label in enumerate(labels)} for name, labels in PROPERTIES.items()}
+# As prepared, and as published.
+_PLACES = {"coords": "3d_coords", "pixel_coords": "pixel_coords", "rotation": "rotation"}
 MAX_OBJECTS = 10
 IMAGE_SHAPE = (320, 480)
 
@@ -67,15 +70,16 @@ def decode(scene: ClevrScene) -> NDArray[np.uint8]:
     try:
         if not scene.png.endswith(_PNG_END):
             raise ValueError("its end is missing")
-        with Image.open(BytesIO(scene.png)) as image:
+        with Image.open(BytesIO(scene.png), formats=["PNG"]) as image:
+            if image.size != IMAGE_SHAPE[::-1]:
+                raise ValueError(f"{image.size} pixels, expected {IMAGE_SHAPE[::-1]}")
             image.verify()  # every chunk's checksum; decoding alone would pass over that of the pixels
-        with Image.open(BytesIO(scene.png)) as image:
-            pixels = np.asarray(image.convert("RGB"))
+        with Image.open(BytesIO(scene.png), formats=["PNG"]) as image:
+            return np.asarray(image.convert("RGB"))
     except Exception as error:  # damaged bytes make the decoder raise nearly anything
-        raise DataError(f"{scene.where}: damaged image ({error}); {_AGAIN}") from error
-    if pixels.shape != (*IMAGE_SHAPE, 3):
-        raise DataError(f"{scene.where}: image of {pixels.shape[:2]}, expected {IMAGE_SHAPE}; this is not CLEVR v1.0")
-    return pixels
+        raise DataError(
+            f"{scene.where}: damaged image, or not one of CLEVR v1.0 ({_one_line(error)}); {_AGAIN}"
+        ) from error
 
 
 def _read_published(source: Path, split: str) -> Iterator[ClevrScene]:
@@ -102,8 +106,8 @@ def _read_scenes(path: Path) -> list[dict[str, Any]]:
         scenes = scenes["scenes"]
     except FileNotFoundError:
         raise DataError(f"{path}: missing; {_AGAIN}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error}); {_AGAIN}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: damaged ({_one_line(error)}); {_AGAIN}") from error
     if not isinstance(scenes, list) or not all(isinstance(scene, dict) for scene in scenes):
         raise DataError(f"{path}: no list of scenes; {_AGAIN}")
     return scenes
@@ -113,9 +117,9 @@ def _from_published(scene: dict[str, Any], path: Path) -> dict[str, NDArray[Any]
     where = f"{path}: scene {scene['image_index']}"
     try:
         objects = scene["objects"]
-        codes = {name: [labels.index(o[name]) for o in objects] for name, labels in PROPERTIES.items()}
-        places = {name: [o[name] for o in objects] for name in ("3d_coords", "pixel_coords", "rotation")}
-    except (KeyError, ValueError, TypeError) as error:
+        codes = {name: [codes_of[o[name]] for o in objects] for name, codes_of in _CODES.items()}
+        places = {name: [o[name] for o in objects] for name in _PLACES.values()}
+    except (KeyError, TypeError) as error:
         raise DataError(f"{where}: objects without a known {error}; this is not CLEVR v1.0") from error
     return _objects(where, codes, places)
 
@@ -129,6 +133,7 @@ def _read_tfds(folder: Path, split: str) -> Iterator[ClevrScene]:
         builder = tfds.builder_from_directory(folder)
         records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         names = {name: tuple(builder.info.features["objects"][name].names) for name in PROPERTIES}
+        count = len(records)
     except NotImplementedError as error:
         raise DataError(
             f"{folder}: not in a format that can be read without TensorFlow; prepare it anew with "
@@ -139,23 +144,24 @@ def _read_tfds(folder: Path, split: str) -> Iterator[ClevrScene]:
     if names != PROPERTIES:
         raise DataError(f"{folder}: labels {names}, expected {PROPERTIES}; this is not clevr 3.1.0")
 
-    def read(number: int) -> dict[str, Any]:
+    def read(number: int) -> tuple[int, bytes, dict[str, list[int]], dict[str, Any]]:
         try:
-            return records[number]
-        except Exception as error:
+            record = records[number]
+            objects = record["objects"]
+            codes = {name: [int(code) for code in objects[name]] for name in PROPERTIES}
+            places = {name: objects[name] for name in _PLACES.values()}
+            return _index(record["file_name"]), record["image"], codes, places
+        except Exception as error:  # as above
             raise DataError(
                 f"{folder}: {split}, record {number}: damaged ({_one_line(error)}); prepare it anew"
             ) from error
 
     # Records lie in the order of a hash, and none may be missing: look at all names first.
-    indices = [_index(read(number)["file_name"]) for number in range(len(records))]
-    _require_each_once(folder, indices)
-    for number, index in enumerate(indices):
-        record, where = read(number), f"{folder}: {split}, record {number}"
-        objects = record["objects"]
-        codes = {name: [int(code) for code in objects[name]] for name in PROPERTIES}
-        places = {name: objects[name] for name in ("3d_coords", "pixel_coords", "rotation")}
-        yield ClevrScene(index, where, record["image"], _objects(where, codes, places))
+    _require_each_once(folder, [read(number)[0] for number in range(count)])
+    for number in range(count):
+        index, png, codes, places = read(number)
+        where = f"{folder}: {split}, record {number}"
+        yield ClevrScene(index, where, png, _objects(where, codes, places))
 
 
 def _objects(where: str, codes: dict[str, list[int]], places: dict[str, list[Any]]) -> dict[str, NDArray[Any]]:
@@ -175,16 +181,14 @@ def _objects(where: str, codes: dict[str, list[int]], places: dict[str, list[Any
             raise DataError(f"{where}: {name} {codes[name]}, expected codes below {len(labels)}; {_AGAIN}")
         arrays[name] = np.zeros(MAX_OBJECTS, np.uint8)
         arrays[name][:count] = codes[name]
-    for name, key, shape in (
-        ("coords", "3d_coords", (3,)),
-        ("pixel_coords", "pixel_coords", (3,)),
-        ("rotation", "rotation", ()),
-    ):
+    for name, key in _PLACES.items():
+        shape = () if name == "rotation" else (3,)
         arrays[name] = np.zeros((MAX_OBJECTS, *shape), np.float32)
         try:
-            values = np.asarray(places[key], np.float32).reshape(count, *shape)
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{where}: {key} of the wrong shape ({error}); {_AGAIN}") from error
+            with np.errstate(over="ignore"):  # to infinity, which is refused below
+                values = np.asarray(places[key], np.float32).reshape(count, *shape)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise DataError(f"{where}: {key} not numbers of its shape ({_one_line(error)}); {_AGAIN}") from error
         if not np.isfinite(values).all():
             raise DataError(f"{where}: {key} not finite; {_AGAIN}")
         arrays[name][:count] = values

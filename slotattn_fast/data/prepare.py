@@ -4,14 +4,17 @@ All is written to DIR.partial, which is renamed to DIR at the end. After a stop,
 goes on from the last note in DIR.partial/progress.json, at most a few seconds of work before.
 """
 
+import errno
 import json
 import os
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import slotattn_fast
-from slotattn_fast.atomic import atomic_write, sync_folder
+from slotattn_fast.atomic import atomic_write, naming, sync_folder
 from slotattn_fast.data.catalogue import CATALOGUE
 from slotattn_fast.data.clevr import ClevrScene, decode, read_clevr
 from slotattn_fast.data.errors import DataError
@@ -42,7 +45,11 @@ OBJECTS_ROOM_BACKGROUND = 4
 
 _SECONDS_BETWEEN_NOTES = 5.0
 _GENERATED_AT_ONCE = 64
-_PROGRESS = "progress.json"
+_PROGRESS, _LOCK = "progress.json", "lock"
+
+
+class _TooFewScenes(DataError):
+    """The source is whole but ends too early, so there is nothing to go on with."""
 
 
 class _Piece(NamedTuple):
@@ -90,8 +97,10 @@ def generate(
     The training split is the first scenes of `seed`, the evaluation split the first held-out scenes, which are the same
     for every seed. Raises as `prepare` does.
     """
-    counts = _counts(name, train, held_out)
     sample = sampler(name, max_objects)
+    counts = _counts(name, train, held_out)
+    if seed < 0:
+        raise ValueError(f"seed: got {seed}, expected at least 0")
     about = {"generator": {"seed": seed, "max_objects": max_objects}}
     return _make(out, name, about, counts, lambda start: _generated(sample, seed, counts, start))
 
@@ -112,57 +121,59 @@ def _make(
     out: Path, name: str, source: dict[str, Any], counts: dict[str, int], pieces: Callable[[int], Iterator[_Piece]]
 ) -> Prepared:
     """Writes the pieces that `pieces` gives, from the piece of a number on, and makes `out` of them."""
-    if out.exists():
+    if os.path.lexists(out):
         raise DataError(f"{out}: exists already and is not overwritten; remove it, or choose another --out")
     about = {"name": name, "slotattn_fast": slotattn_fast.__version__, "source": source, "asked": counts}
     unfinished = out.with_name(f"{out.name}.partial")
     unfinished.mkdir(parents=True, exist_ok=True)
     with _locked(unfinished):
-        rows = _write(unfinished, about, counts, pieces)
-        if any(rows[split] < counts[split] for split in SPLITS):
-            shutil.rmtree(unfinished)
-            raise DataError(
-                f"{source['file']['path']}: {sum(rows.values())} scenes, expected {sum(counts.values())} "
-                f"({counts['train']} to train on, {counts['eval']} to evaluate); download it again if it should hold "
-                "them, or ask for fewer with --train and --eval"
-            )
-        _finish(unfinished, about, rows)
+        progress = _begin(unfinished, about)
+        try:
+            _write(unfinished, progress, sum(counts.values()), pieces)
+        except BaseException as error:
+            if not progress.noted or isinstance(error, _TooFewScenes):  # nothing to go on with
+                shutil.rmtree(unfinished)
+            raise
+        _finish(unfinished, about, progress.rows)
         unfinished.rename(out)
         sync_folder(out.parent)
-        (out / _PROGRESS).unlink()
+        for left in (_PROGRESS, _LOCK):
+            (out / left).unlink(missing_ok=True)
     return open_prepared(out)
 
 
-def _write(
-    unfinished: Path, about: dict[str, Any], counts: dict[str, int], pieces: Callable[[int], Iterator[_Piece]]
-) -> dict[str, int]:
-    """Writes all pieces that are not there yet, and returns the number of rows of each split."""
-    done, rows = _read_progress(unfinished, about)
-    files: dict[tuple[str, str], RowFile] = {}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the pieces are what runs in parallel
-    noted = time.monotonic()
-    try:
-        with tqdm(total=sum(counts.values()), initial=sum(rows.values()), unit="scene", dynamic_ncols=True) as bar:
-            for piece, arrays in _made(pieces(done)):
-                for name, values in arrays.items():
-                    if (piece.split, name) not in files:
-                        folder = unfinished / piece.split
-                        folder.mkdir(exist_ok=True)
-                        files[piece.split, name] = RowFile(folder / f"{name}.npy", values.dtype, values.shape[1:])
-                    files[piece.split, name].write(piece.row, values)
-                done += 1
-                rows[piece.split] += piece.length
-                bar.update(piece.length)
-                if time.monotonic() - noted > _SECONDS_BETWEEN_NOTES:
-                    _note_progress(unfinished, about, files, done, rows)
-                    noted = time.monotonic()
-        _note_progress(unfinished, about, files, done, rows)
-    finally:
-        torch.set_num_threads(threads)
-        for file in files.values():
-            file.close()
-    return rows
+def _write(unfinished: Path, progress: "_Progress", total: int, pieces: Callable[[int], Iterator[_Piece]]) -> None:
+    """Writes all pieces that are not there yet."""
+    files: dict[str, RowFile] = {}
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)  # the pieces are what runs in parallel
+        bar = stack.enter_context(
+            tqdm(
+                total=total,
+                initial=sum(progress.rows.values()),
+                unit="scene",
+                dynamic_ncols=True,
+                mininterval=0.1 if sys.stderr.isatty() else 15,
+                delay=1,  # what fails at once says why in one line
+            )
+        )
+        noted = time.monotonic()
+        for piece, arrays in _made(pieces(progress.done)):
+            for name, values in arrays.items():
+                key = f"{piece.split}/{name}.npy"
+                if key not in files:
+                    (unfinished / piece.split).mkdir(exist_ok=True)
+                    files[key] = RowFile(unfinished / key, values.dtype, values.shape[1:])
+                    stack.callback(files[key].close)
+                files[key].write(piece.row, values)
+            progress.done += 1
+            progress.rows[piece.split] += piece.length
+            bar.update(piece.length)
+            if time.monotonic() - noted > _SECONDS_BETWEEN_NOTES:
+                _note(unfinished, progress, files)
+                noted = time.monotonic()
+        _note(unfinished, progress, files)
 
 
 def _made(pieces: Iterator[_Piece]) -> Iterator[tuple[_Piece, Arrays]]:
@@ -203,26 +214,58 @@ def _finish(unfinished: Path, about: dict[str, Any], rows: dict[str, int]) -> No
         )
 
 
-def _note_progress(
-    unfinished: Path, about: dict[str, Any], files: dict[tuple[str, str], RowFile], done: int, rows: dict[str, int]
-) -> None:
-    for file in files.values():
-        file.sync()
-    with atomic_write(unfinished / _PROGRESS) as note:
-        note.write(json.dumps({"about": about, "done": done, "rows": rows}).encode())
+@dataclass
+class _Progress:
+    """How far the writing has come, as DIR.partial/progress.json has it."""
+
+    about: dict[str, Any]
+    done: int
+    """Pieces."""
+    rows: dict[str, int]
+    """Of each split."""
+    bytes: dict[str, int]
+    """Of each array's file at the last note."""
+    noted: int = 0
+    """Pieces at the last note."""
 
 
-def _read_progress(unfinished: Path, about: dict[str, Any]) -> tuple[int, dict[str, int]]:
-    """Pieces and rows that are already there."""
+def _begin(unfinished: Path, about: dict[str, Any]) -> _Progress:
+    """What is already there. Raises `DataError` if that is something else."""
+    note = unfinished / _PROGRESS
     try:
-        noted = json.loads((unfinished / _PROGRESS).read_bytes())
-        if noted["about"] == about:
-            return noted["done"], noted["rows"]
+        values = json.loads(note.read_bytes())
+        done, rows = int(values["done"]), {split: int(values["rows"][split]) for split in SPLITS}
+        progress = _Progress(values["about"], done, rows, {k: int(v) for k, v in dict(values["bytes"]).items()}, done)
     except FileNotFoundError:
-        return 0, dict.fromkeys(SPLITS, 0)
+        if {path.name for path in unfinished.iterdir()} - {_LOCK, f".{_PROGRESS}.tmp"}:
+            raise DataError(
+                f"{unfinished}: has no {_PROGRESS}, so it is of something else; remove it, or choose another --out"
+            ) from None
+        progress = _Progress(about, 0, dict.fromkeys(SPLITS, 0), {})
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{unfinished / _PROGRESS}: damaged ({error}); remove {unfinished} and start anew") from error
-    raise DataError(f"{unfinished}: begun with another source, numbers or version; go on with those, or remove it")
+        raise DataError(f"{note}: damaged ({error!r}); remove {unfinished} and start anew") from error
+    if not progress.done:
+        for split in SPLITS:  # what was written before the first note
+            shutil.rmtree(unfinished / split, ignore_errors=True)
+        progress.about = about
+        _note(unfinished, progress, {})
+    if progress.about != about:
+        raise DataError(f"{unfinished}: begun with another source, numbers or version; go on with those, or remove it")
+    for name, size in progress.bytes.items():
+        path = unfinished / name
+        if not path.is_file() or path.stat().st_size < size:
+            raise DataError(f"{path}: missing or cut off since it was written; remove {unfinished} and start anew")
+    return progress
+
+
+def _note(unfinished: Path, progress: _Progress, files: dict[str, RowFile]) -> None:
+    for name, file in files.items():
+        file.sync()
+        progress.bytes[name] = file.path.stat().st_size
+    values = {key: getattr(progress, key) for key in ("about", "done", "rows", "bytes")}
+    with atomic_write(unfinished / _PROGRESS) as note:
+        note.write(json.dumps(values).encode())
+    progress.noted = progress.done
 
 
 @contextmanager
@@ -233,28 +276,37 @@ def _locked(unfinished: Path) -> Iterator[None]:
         return
     import fcntl
 
-    folder = os.open(unfinished, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # A file, open for writing: NFS locks neither folders nor what is open for reading.
+    lock = unfinished / _LOCK
+    with lock.open("w") as file:
+        try:
+            with naming(lock):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"{unfinished}: another process is writing to it; wait for that, or choose another --out"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
+                raise
         yield
-    except BlockingIOError:
-        raise DataError(
-            f"{unfinished}: another process is writing to it; wait for that, or choose another --out"
-        ) from None
-    finally:
-        os.close(folder)
 
 
 def _clevr(name: str, source: Path, counts: dict[str, int], start: int) -> Iterator[_Piece]:
     """The published training split, then the validation split, each scene in the row of its number."""
     number = 0
     for split, published in zip(SPLITS, ("train", "validation"), strict=True):
+        found = 0
         for scene in read_clevr(source, published):
             if scene.number >= counts[split]:
                 continue
             if number >= start:
                 yield _Piece(split, scene.number, 1, partial(_clevr_arrays, scene))
             number += 1
+            found += 1
+            if found == counts[split]:
+                break
+        _require(source, found, counts[split], split)
 
 
 def _clevr_arrays(scene: ClevrScene) -> Arrays:
@@ -265,18 +317,42 @@ def _clevr_arrays(scene: ClevrScene) -> Arrays:
 def _multi_object(name: str, source: Path, counts: dict[str, int], start: int) -> Iterator[_Piece]:
     """The first scenes to train on, those after them to evaluate."""
     # The scenes of the evaluation split are read again on going on, as it takes them to know where it ends.
-    skipped = min(start, counts["train"])
+    trained = min(start, counts["train"])
     held_out = counted = 0
-    for number, scene in enumerate(read_scenes(source, name, skipped), skipped):
-        split, row = "train", number
-        if number >= counts["train"]:
-            if counted == counts["eval"]:
-                return
+    for number, scene in enumerate(read_scenes(source, name, trained), trained):
+        if "visibility" in scene:
+            scene["num_objects"] = _num_objects(f"{source}: record {number}", scene["visibility"])
+        if trained < counts["train"]:
+            split, row = "train", trained
+            trained += 1
+        else:
             split, row = "eval", held_out
             held_out += 1
-            counted += name != "clevr-with-masks" or round(float(scene["visibility"].sum())) <= 1 + CLEVR6
+            counted += name != "clevr-with-masks" or int(scene["num_objects"]) <= CLEVR6
         if number >= start:
             yield _Piece(split, row, 1, partial(_multi_object_arrays, name, scene))
+        if counted == counts["eval"]:
+            return
+    _require(source, trained, counts["train"], "train")
+    _require(source, counted, counts["eval"], "eval", f" of at most {CLEVR6} objects" * (name == "clevr-with-masks"))
+
+
+def _num_objects(where: str, visibility: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The number of entities besides the background, which counts as visible."""
+    visible = float(visibility.sum())
+    if not 0.5 < visible < len(visibility) + 0.5:  # also if it is not a number
+        raise DataError(
+            f"{where}: visibility {visibility.tolist()}, expected 0 or 1 of each, the first 1; check the file"
+        )
+    return np.array(round(visible) - 1, np.uint8)
+
+
+def _require(source: Path, found: int, expected: int, split: str, which: str = "") -> None:
+    if found < expected:
+        raise _TooFewScenes(
+            f"{source}: {found} scenes{which} for {split}, expected {expected}; download it again if it should hold "
+            "them, or ask for fewer with --train and --eval"
+        )
 
 
 def _multi_object_arrays(name: str, scene: Arrays) -> Arrays:
@@ -287,9 +363,6 @@ def _multi_object_arrays(name: str, scene: Arrays) -> Arrays:
     if name == "objects-room":
         labels = np.maximum(labels, OBJECTS_ROOM_BACKGROUND - 1) - np.uint8(OBJECTS_ROOM_BACKGROUND - 1)
     arrays = {"images": image, "labels": labels}
-    if "visibility" in scene:
-        # The background counts as visible.
-        arrays["num_objects"] = np.array(round(float(scene["visibility"].sum())) - 1, np.uint8)
     factors = {factor: value for factor, value in scene.items() if factor not in ("image", "mask")}
     return {key: value[None] for key, value in (arrays | factors).items()}
 

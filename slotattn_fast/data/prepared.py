@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slotattn_fast.data.catalogue import CATALOGUE
 from slotattn_fast.data.errors import DataError
 
 FORMAT = 1
@@ -51,14 +52,13 @@ def open_prepared(path: Path) -> Prepared:
         for split in SPLITS:
             splits[split] = {}
             for name, about in manifest["splits"][split].items():
-                splits[split][name] = _map(path / split / f"{name}.npy", about)
-        opened = Prepared(path, manifest["name"], manifest, splits)
-    except (KeyError, TypeError, AttributeError) as error:
+                splits[split][name] = _map(path / split / f"{name}.npy", about, manifest["scenes"][split])
+        train, held_out = splits.values()
+        if "images" not in train or train.keys() != held_out.keys() or manifest["name"] not in CATALOGUE:
+            raise ValueError("no known data set, or not the same arrays in both splits")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path / MANIFEST}: damaged ({error!r}); {_REMEDY}") from error
-    for split, arrays in splits.items():
-        if "images" not in arrays or len({len(array) for array in arrays.values()}) != 1:
-            raise DataError(f"{path / split}: arrays of different lengths, or no images; {_REMEDY}")
-    return opened
+    return Prepared(path, manifest["name"], manifest, splits)
 
 
 def check(path: Path, report: Callable[[int], object] = lambda done: None) -> Prepared:
@@ -70,7 +70,7 @@ def check(path: Path, report: Callable[[int], object] = lambda done: None) -> Pr
     for split in SPLITS:
         for name, about in opened.manifest["splits"][split].items():
             file = path / split / f"{name}.npy"
-            if sha256(file, report) != about["sha256"]:
+            if sha256(file, report) != about.get("sha256"):
                 raise DataError(f"{file}: damaged (its SHA-256 is not that of the manifest); {_REMEDY}")
     return opened
 
@@ -94,7 +94,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path}: has no {MANIFEST}, so `slotattn data prepare` did not make or not finish it"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path / MANIFEST}: damaged ({error}); {_REMEDY}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else manifest
@@ -102,17 +102,20 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _map(file: Path, about: Mapping[str, Any]) -> NDArray[Any]:
+def _map(file: Path, about: Mapping[str, Any], scenes: int) -> NDArray[Any]:
     try:
         # Copy on write: torch takes no read-only arrays, and nothing here writes.
-        array = np.load(file, mmap_mode="c", allow_pickle=False)
+        array = np.lib.format.open_memmap(file, mode="c")
     except FileNotFoundError:
         raise DataError(f"{file}: missing; {_REMEDY}") from None
+    except PermissionError:
+        raise
     except Exception as error:  # damaged bytes make the reader raise nearly anything
-        raise DataError(f"{file}: damaged ({error}); {_REMEDY}") from error
-    if list(array.shape) != about["shape"] or array.dtype.name != about["dtype"]:
+        raise DataError(f"{file}: damaged ({' '.join(str(error).split())}); {_REMEDY}") from error
+    if list(array.shape) != about["shape"] or array.dtype.name != about["dtype"] or array.shape[:1] != (scenes,):
         raise DataError(
-            f"{file}: {array.dtype.name} {list(array.shape)}, expected {about['dtype']} {about['shape']}; {_REMEDY}"
+            f"{file}: {array.dtype.name} {list(array.shape)}, expected {about['dtype']} {about['shape']} for {scenes} "
+            f"scenes; {_REMEDY}"
         )
     return array
 

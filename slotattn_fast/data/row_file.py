@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slotattn_fast.atomic import naming
+
 
 class RowFile:
     """Rows of one shape and type, written to `path`, which may hold rows already; `finish` sets their number.
 
-    Plain writes and not a memory map: on a full disk a write raises OSError, a map kills the process.
+    Plain writes and not a memory map: on a full disk a write raises OSError naming the file, a map kills the process.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-        self.dtype, self.shape = dtype, shape
+        self.path, self.dtype, self.shape = path, dtype, shape
         self._row_bytes = dtype.itemsize * int(np.prod(shape, dtype=int))
         self._file = path.open("r+b" if path.exists() else "w+b")
         self._start = self._file.write(_header(dtype, shape, 0))
@@ -25,21 +27,24 @@ class RowFile:
         """Writes consecutive rows [n, ...]. Raises ValueError for rows of another shape or type."""
         if rows.shape[1:] != self.shape or rows.dtype != self.dtype:
             raise ValueError(f"got rows {rows.dtype} {rows.shape[1:]}, expected {self.dtype} {self.shape}")
-        self._file.seek(self._start + first * self._row_bytes)
-        self._file.write(rows.tobytes())
+        with naming(self.path):
+            self._file.seek(self._start + first * self._row_bytes)
+            self._file.write(rows.tobytes())
 
     def sync(self) -> None:
         """Returns when all that was written is on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
 
 
 def finish(path: Path, rows: int) -> None:
     """Makes the file of a closed `RowFile` a .npy file of this many rows."""
-    with path.open("r+b") as file:
+    with naming(path), path.open("r+b") as file:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         header = _header(dtype, shape[1:], rows)

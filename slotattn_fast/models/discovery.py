@@ -77,17 +77,6 @@ class DiscoveryConfig:
             )
 
 
-CLEVR6 = DiscoveryConfig(
-    image_size=128,
-    encoder_channels=64,
-    num_slots=7,
-    decoder_channels=64,
-    decoder_strides=(2, 2, 2, 2, 1),
-    broadcast_size=8,
-)
-"""The paper's sizes for CLEVR6 at 128x128 (Tables 3 and 5)."""
-
-
 class DiscoveryOutput(NamedTuple):
     """What the auto-encoder makes of B images of C channels with K slots of width D."""
 

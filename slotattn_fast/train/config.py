@@ -117,6 +117,7 @@ PAPER_MULTI_DSPRITES = replace(
     model={"image_size": 64, "broadcast_size": 64, "num_slots": 6},
 )
 
+# Tables 3 and 5.
 PAPER_CLEVR6 = replace(
     PAPER_TETROMINOES,
     data="clevr-with-masks",

@@ -46,7 +46,7 @@ def sample_clevr(
         pixel_coords float32 [B, 10, 3]: column and row (rounded) of the centres in a published image of 480x320, and
             their distance along the camera's axis. (column, row) there is (column * 2/3, 120 + (row - 160) * 2/3) in
             the 320x240 view, which has the same width but shows more above and below;
-        rotation float32 [B, 10]: degrees about the vertical, in [0, 360);
+        rotation float32 [B, 10]: degrees about the vertical, from 0 to 360;
         size, material, shape, color uint8 [B, 10]: codes in the order of `clevr_scenes.SIZES`, `MATERIALS`, `SHAPES`
             and `COLORS`, which is that of TensorFlow Datasets.
     Raises ValueError for a negative seed, indices that are not integers [B] from 0 to 2^43 - 1, a range of objects

@@ -48,7 +48,7 @@ _NEAREST_DEPTH = 0.5
 
 @dataclass(frozen=True)
 class Lamps:
-    """Places of B scenes' lamps [B, 3, 3], all aimed at the origin, and the middles of their cells [B, 3, 16, 3]."""
+    """B scenes' lamps, aimed at the origin: places [B, 3, 3], middles of cells [B, 3, 16, 3], corners [B, 3, 4, 3]."""
 
     place: NDArray[np.float64]
     cells: NDArray[np.float64]

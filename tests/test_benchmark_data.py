@@ -1,0 +1,47 @@
+"""The data benchmark at toy size: what it writes is what both readers read, and every row reaches the table."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import data
+from slotattn_fast.data.generated import sampler
+from slotattn_fast.data.multi_object import label_map, read_scenes
+
+FEW = tuple((name, 2, images) for name, _, images in data.RECORDS)
+
+
+@pytest.mark.parametrize("name", ["tetrominoes", data.SPRITES, "clevr-with-masks"])
+def test_files_hold_look_alikes(name: str, tmp_path: Path) -> None:
+    data.write_records(tmp_path / "file.tfrecords", name, 2, noise=False)
+    drawn = sampler(name)(0, np.arange(2))
+    for number, scene in enumerate(read_scenes(tmp_path / "file.tfrecords", name)):
+        image, labels = np.asarray(drawn["images"][number]), np.asarray(drawn["labels"][number])
+        step = 2 if name == "clevr-with-masks" else 1  # enlarged twice
+        found, owners = scene["image"][::step, ::step], label_map(scene["mask"])[::step, ::step]
+        height, width = np.minimum(found.shape[:2], image.shape[:2])
+        np.testing.assert_array_equal(found[:height, :width], image[:height, :width])
+        np.testing.assert_array_equal(owners[:height, :width], labels[:height, :width])
+    assert number == 1
+
+
+def test_reading_compares_both_readers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(data, "RECORDS", FEW)
+    rows = data.measure_reading(tmp_path, rounds=1)
+    assert [row["data"] for row in rows] == [name for name, _, _ in FEW]
+    for row in rows:
+        assert row["times_tfrecord"] == pytest.approx(row["a_second"] / row["tfrecord_a_second"], rel=0.05, abs=0.1)
+
+
+def test_every_row_is_in_the_table() -> None:
+    conditions = dict.fromkeys(("cpu", "threads", "torch", "numpy", "tfrecord", "rounds", "commit", "date"), "x")
+    rows = [
+        data._row("read", "tetrominoes", "plain", "records", 1234.5, 100, 12.3),
+        data._row("draw", "clevr", "", "scenes", 20),
+    ]
+    lines = data.table([{**row, **conditions} for row in rows]).splitlines()
+    assert lines[-2:] == [
+        "| read | tetrominoes | plain | 1,234 records | 100 | **12x** |",
+        "| draw | clevr |  | 20 scenes |  |  |",
+    ]
