@@ -158,8 +158,11 @@ def test_groups_of_images(
     assert Counter(launched) == Counter({n: count * (1 if n in once else groups) for n, count in counted.items()})
     names = [name for name in together if name.startswith("output") or name.endswith(("inputs", "slots_init"))]
     assert len(names) >= 3
-    for name in names:
-        assert torch.equal(in_groups[name], together[name]), name
+    if (
+        counted["query_fwd_kernel"] or not case.batch
+    ):  # else PyTorch's products, whose bits depend on the number of rows
+        for name in names:
+            assert torch.equal(in_groups[name], together[name]), name
     assert_same(in_groups, together, 1e-6)
 
 
