@@ -3,6 +3,7 @@ import errno
 import io
 import random
 import re
+import sys
 import tracemalloc
 
 import numpy as np
@@ -347,3 +348,11 @@ def test_examples_come_as_written_and_damaged_ones_are_refused_or_arrays(values,
     except ExampleError:
         return
     assert all(array.dtype in encode and array.ndim == 1 for array in features.values())
+
+
+def test_the_checksum_package_is_asked_for_only_to_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "google_crc32c", None)
+    path = tmp_path / "file.tfrecords"
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"reading it needs `pip install 'slotattn-fast\[data\]'`"):
+        read_records(path)

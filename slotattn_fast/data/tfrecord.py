@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,6 +52,10 @@ def read_records(path: Path, skip: int = 0) -> Iterator[bytes]:
     if not os.path.isfile(path):  # Path.is_file raises some of the system's errors
         problem = "not a file" if os.path.exists(path) else "no such file"
         raise DataError(f"{path}: {problem}: give the path of a .tfrecords file")
+    try:
+        import google_crc32c  # noqa: F401
+    except ModuleNotFoundError as missing:
+        raise DataError(f"{path}: reading it needs `pip install 'slotattn-fast[data]'` ({missing})") from missing
     return _read_records(path, skip)
 
 
@@ -186,7 +189,9 @@ def _length(header: bytes) -> int | None:
 
 def _masked_crc(data: bytes) -> int:
     """CRC-32C, turned by 15 bits, plus a constant: a checksum that also data with checksums in them may have."""
-    crc = google_crc32c.value(data)
+    from google_crc32c import value  # here, as nothing else needs it: generators work without
+
+    crc = value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
