@@ -350,7 +350,7 @@ def test_examples_come_as_written_and_damaged_ones_are_refused_or_arrays(values,
     assert all(array.dtype in encode and array.ndim == 1 for array in features.values())
 
 
-def test_the_checksum_package_is_asked_for_only_to_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_checksum_package_is_asked_for_only_to_read(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "google_crc32c", None)
     path = tmp_path / "file.tfrecords"
     path.write_bytes(b"")
