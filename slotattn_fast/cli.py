@@ -19,7 +19,7 @@ except ModuleNotFoundError as missing:
     sys.exit(f"slotattn: {missing}; the command line needs `pip install 'slotattn-fast[train]'`")
 
 import slotattn_fast
-from slotattn_fast.cli_data import DATA_COMMANDS, DataCommand, run_data
+from slotattn_fast.cli_data import DATA_COMMANDS, DataCommand, Generate, Prepare, run_data
 from slotattn_fast.cli_errors import UsageError
 from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.data.errors import DataError
@@ -139,14 +139,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"slotattn-fast {slotattn_fast.__version__}")
         return 0
+    command: Command | None = None
     try:
-        return _run(_parse(arguments))
+        command = _parse(arguments)
+        return _run(command)
     except UsageError as error:
         return _fail(error, 2)
     except (RunError, DataError, OSError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        going_on = isinstance(command, Prepare | Generate)
+        return _fail("interrupted" + "; the same command goes on" * going_on, 130)
 
 
 def _run(command: Command) -> int:

@@ -263,5 +263,6 @@ def test_without_permission(made, tmp_path, arguments, closed, capfd, monkeypatc
             os.chmod(folder, 0o700)
         os.chmod(tmp_path / closed, 0o755)
     assert "Permission denied" in message
+    assert "damaged" not in message
     assert closed in message
     assert os.listdir(tmp_path / "shut") == os.listdir(tmp_path / "open") == []

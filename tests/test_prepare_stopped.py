@@ -39,6 +39,7 @@ def _in_time():
 
 @pytest.fixture(autouse=True)
 def _notes_after_every_piece(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # what a killed process has written, the system still has
     monkeypatch.setattr(module, "_SECONDS_BETWEEN_NOTES", -1)
     monkeypatch.setattr(module, "_GENERATED_AT_ONCE", 2)
 
@@ -242,6 +243,12 @@ def test_going_on_with_another_version_is_refused(source, tmp_path, monkeypatch)
         from_file(source, tmp_path / "out")
 
 
+def test_too_few_scenes_leave_nothing_to_go_on_with(source, tmp_path):
+    with pytest.raises(DataError, match="12 scenes for train, expected 13"):
+        prepare("tetrominoes", source / "tetrominoes", tmp_path / "out", train=SCENES_WRITTEN + 1, held_out=1)
+    assert not (tmp_path / "out.partial").exists()
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut off", "missing split"])
 def test_arrays_that_were_lost_in_between(source, tmp_path, damage):
     in_child(lambda: (dies(module, "_note", 10, "after"), from_file(source, tmp_path / "out")))
@@ -287,17 +294,20 @@ def test_a_second_process_is_refused(source, tmp_path):
     pid = os.fork()
     if pid == 0:
         try:
+            os.close(go_on)
             slow()
         finally:
             os._exit(0)
-    os.read(started, 1)
-    before = contents(tmp_path)
-    for make in (from_file, drawn):
-        with pytest.raises(DataError, match=r"out\.partial: another process is writing to it; wait for that, or cho"):
-            make(source, out)
-    assert contents(tmp_path) == before
-    os.write(go_on, b"x" * 100)
-    os.waitpid(pid, 0)
+    try:
+        os.read(started, 1)
+        before = contents(tmp_path)
+        for make in (from_file, drawn):
+            with pytest.raises(DataError, match=r"out\.partial: another process is writing to it; wait for that, or c"):
+                make(source, out)
+        assert contents(tmp_path) == before
+    finally:
+        os.close(go_on)  # at the end of the pipe the other process goes on
+        os.waitpid(pid, 0)
     from_file(source, tmp_path / "uncut")
     assert contents(out) == contents(tmp_path / "uncut")
 
@@ -381,7 +391,7 @@ def test_stopped_from_outside(tmp_path, number):
     _, errors = process.communicate()
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert errors.splitlines()[-1] == "slotattn: interrupted"
+        assert errors.splitlines()[-1] == "slotattn: interrupted; the same command goes on"
         assert "Traceback" not in errors
     else:
         assert process.returncode == -number
