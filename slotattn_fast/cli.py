@@ -37,7 +37,7 @@ class TrainDiscovery:
     """Train the auto-encoder to find objects, measure FG-ARI and draw the slots."""
 
     data: Annotated[str | None, arg(metavar="NAME|DIR", help_behavior_hint=_FROM_PRESET)] = None
-    """A data set that is generated while training, nothing is downloaded (tetrominoes, clevr-with-masks,
+    """A data set that is generated while training, nothing is downloaded (tetrominoes, clevr, clevr-with-masks,
     multi-dsprites-binarized, -colored-on-grayscale, -colored-on-colored), or a folder that `slotattn data prepare` or
     `generate` made."""
     preset: Literal["quick", "tetrominoes", "multi-dsprites", "clevr6"] = "quick"
@@ -77,7 +77,7 @@ class TrainDiscovery:
             given["greyscale"], model["image_channels"] = True, 1
         if self.data is not None:
             # A folder is found again from wherever the run is resumed.
-            named = self.data in GENERATED or not Path(self.data).is_dir()
+            named = self.data in GENERATED or not self.data or not Path(self.data).is_dir()
             given["data"] = self.data if named else str(Path(self.data).resolve())
         return replace(
             preset,
@@ -114,7 +114,7 @@ class _FinishedRun:
 
 @dataclass(frozen=True)
 class Eval(_FinishedRun):
-    """Measure a finished run again on its 320 held-out scenes; gives the same number."""
+    """Measure a finished run again on its held-out scenes; gives the same number."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(command)
     except UsageError as error:
         return _fail(error, 2)
-    except (RunError, DataError, OSError) as error:
+    except OSError as error:
+        going_on = isinstance(command, Prepare | Generate)
+        return _fail(f"{error}{'; when that is mended the same command goes on' * going_on}", 1)
+    except (RunError, DataError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
         going_on = isinstance(command, Prepare | Generate)

@@ -44,7 +44,7 @@ class Generate:
     eval: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the paper's)")] = None
     """Scenes to evaluate."""
     max_objects: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 10)")] = None
-    """Most objects of a CLEVR scene; 6 is CLEVR6."""
+    """Most objects of a CLEVR scene. 6 is CLEVR6, all of whose scenes to evaluate then have at most 6."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ShowData:
     out: Annotated[Path, arg(metavar="FILE")] = Path("scenes.png")
     """PNG to write."""
     max_objects: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
-    """Leave out scenes with more objects."""
+    """Leave out scenes with more objects, or draw CLEVR with at most so many."""
 
 
 @dataclass(frozen=True)

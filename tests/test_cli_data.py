@@ -193,13 +193,13 @@ def test_wrong_usage(made, tmp_path, capfd, monkeypatch, arguments, message):
         (["generate", "tetrominoes", "--out", "new", "--max-objects", "3"], "max_objects: got 3 for tetrominoes; only"),
         (["generate", "clevr", "--out", "new", "--max-objects", "0"], "max_objects: got 0, expected 3 to 10 for clevr"),
         (["check", "absent"], "absent: no such folder; `slotattn data prepare` or"),
-        (["check", "source"], "source: no such folder; `slotattn data prepare` or"),
+        (["check", "source"], "source: not a folder; `slotattn data prepare` or"),
         (["check", "."], ".: has no manifest.json, so `slotattn data prepare` did not make or not finish it"),
         (["show", "absent"], "data: got 'absent', which is neither a prepared folder nor one of clevr, "),
         (["show", "objects-room"], "data: got 'objects-room', which is neither a prepared folder nor one of clevr"),
         (["show", "prepared", "--max-objects", "1"], "prepared: no scene of at most 1 objects in its train split"),
         (["show", "prepared", "--max-objects", "-1"], "prepared: no scene of at most -1 objects in its train split"),
-        (["show", "prepared", "--out", "absent/s.png"], "[Errno 2] No such file or directory: 'absent/"),
+        (["show", "prepared", "--out", "source/s.png"], "[Errno 17] File exists: 'source'"),
         (["show", "prepared", "--out", "prepared"], "[Errno 21] Is a directory: "),
     ],
 )
@@ -219,7 +219,8 @@ def test_check_finds_damage(made, tmp_path, capfd):
     damaged[-1] ^= 1
     path.write_bytes(damaged)
     assert fails(capfd, 1, "check", folder) == (
-        f"{path}: damaged (its SHA-256 is not that of the manifest); prepare it anew with `slotattn data prepare`"
+        f"{path}: damaged (its SHA-256 is not that of the manifest); "
+        "make it anew with `slotattn data prepare` or `generate`"
     )
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["scenes"]

@@ -41,7 +41,7 @@ def test_scenes_and_their_objects_stand_below_each_other(tmp_path: Path) -> None
 
 def test_one_channel_is_grey_and_a_small_folder_gives_a_small_sheet(tmp_path: Path) -> None:
     folder = generate("multi-dsprites-binarized", tmp_path / "data", train=3, held_out=1)
-    page = sheet(str(folder.path), tmp_path)
+    page = sheet(str(folder.path), tmp_path / "made")
     image = folder.splits["train"]["images"][2]
     np.testing.assert_array_equal(tile(page, 0, 2, 64, 2), np.repeat(image, 3, axis=2))
     assert page.shape[0] == GAP + 2 * (128 + GAP)

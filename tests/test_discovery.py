@@ -1,5 +1,6 @@
 """Which scenes the discovery task trains on, which it is measured on, and in what form they reach the model."""
 
+import shutil
 from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import islice
@@ -107,3 +108,29 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(error, match=message):
         discovery.create(config(**others), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_held_to_the_data_that_it_began_with(tmp_path: Path) -> None:
+    folder, again = tmp_path / "data", tmp_path / "again"
+    generate("tetrominoes", folder, train=4, held_out=2)
+    of = config(data=str(folder), steps=1, batch_size=2, device="cpu")
+    discovery.create(of, tmp_path / "run")
+    shutil.rmtree(folder)
+    generate("tetrominoes", folder, train=4, held_out=3)
+    for use in (discovery.train, discovery.evaluate, discovery.show):
+        with pytest.raises(RunError, match="not the data that the run began with; put that back, or train anew"):
+            use(tmp_path / "run")
+    # The same contents made anew, elsewhere or later, are the same data.
+    shutil.rmtree(folder)
+    generate("tetrominoes", again, train=4, held_out=2)
+    again.rename(folder)
+    assert discovery.train(tmp_path / "run")["scenes"] == 2
+    discovery.evaluate(tmp_path / "run")
+
+
+def test_a_data_set_that_needs_greyscale_says_so(tmp_path: Path) -> None:
+    of = replace(PRESETS["multi-dsprites"], data="multi-dsprites-binarized")
+    with pytest.raises(RunError, match="choose another --preset, or add --greyscale"):
+        discovery.create(of, tmp_path / "run")
+    grey = replace(of, greyscale=True, model={**of.model, "image_channels": 1}, device="cpu")
+    discovery.create(grey, tmp_path / "run")

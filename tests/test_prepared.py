@@ -15,7 +15,7 @@ from slotattn_fast.data.errors import DataError
 from slotattn_fast.data.prepare import generate, prepare
 from slotattn_fast.data.prepared import check, open_prepared
 
-REMEDY = "; prepare it anew with `slotattn data prepare`"
+REMEDY = "; make it anew with `slotattn data prepare` or `generate`"
 
 
 @pytest.fixture(autouse=True)
@@ -83,10 +83,8 @@ def test_check_tells_of_every_byte(folder):
 @pytest.mark.parametrize("do", [open_prepared, check])
 def test_no_folder(tmp_path, do):
     (tmp_path / "file").write_text("x")
-    for name in ("absent", "file", "file/deeper"):
-        assert problem(do, tmp_path / name).startswith(
-            f"{tmp_path / name}: no such folder; `slotattn data prepare` or "
-        )
+    for name, what in (("absent", "no such folder"), ("file", "not a folder"), ("file/deeper", "no such folder")):
+        assert problem(do, tmp_path / name).startswith(f"{tmp_path / name}: {what}; `slotattn data prepare` or ")
 
 
 @pytest.mark.parametrize("do", [open_prepared, check])

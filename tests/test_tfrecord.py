@@ -354,5 +354,5 @@ def test_the_checksum_package_is_asked_for_only_to_read(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "google_crc32c", None)
     path = tmp_path / "file.tfrecords"
     path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"reading it needs `pip install 'slotattn-fast\[data\]'`"):
+    with pytest.raises(DataError, match=r"reading it needs `pip install google-crc32c`"):
         read_records(path)

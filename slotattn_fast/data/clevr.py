@@ -128,7 +128,9 @@ def _read_tfds(folder: Path, split: str) -> Iterator[ClevrScene]:
     try:
         import tensorflow_datasets as tfds
     except ImportError as missing:
-        raise DataError(f"{folder}: reading it needs `pip install 'slotattn-fast[data]'` ({missing})") from missing
+        raise DataError(
+            f"{folder}: reading it needs `pip install tensorflow-datasets array_record importlib_resources` ({missing})"
+        ) from missing
     try:
         builder = tfds.builder_from_directory(folder)
         records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})

@@ -39,6 +39,11 @@ class Prepared:
     manifest: Mapping[str, Any]
     splits: Mapping[str, Mapping[str, NDArray[Any]]]
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the arrays' names, shapes and checksums: equal for equal contents, wherever they come from."""
+        return hashlib.sha256(json.dumps(self.manifest["splits"], sort_keys=True).encode()).hexdigest()
+
 
 def open_prepared(path: Path) -> Prepared:
     """Opens a folder that `slotattn data prepare` or `generate` made.
@@ -87,7 +92,8 @@ def sha256(file: Path, report: Callable[[int], object] = lambda done: None) -> s
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise DataError(f"{path}: no such folder; `slotattn data prepare` or `slotattn data generate` makes one")
+        problem = "not a folder" if path.exists() else "no such folder"
+        raise DataError(f"{path}: {problem}; `slotattn data prepare` or `slotattn data generate` makes one")
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
     except FileNotFoundError:
@@ -120,4 +126,4 @@ def _map(file: Path, about: Mapping[str, Any], scenes: int) -> NDArray[Any]:
     return array
 
 
-_REMEDY = "prepare it anew with `slotattn data prepare`"
+_REMEDY = "make it anew with `slotattn data prepare` or `generate`"

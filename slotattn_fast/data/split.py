@@ -51,7 +51,7 @@ def open_split(
     if not Path(data).exists():
         raise DataError(
             f"data: got {data!r}, which is neither a prepared folder nor one of {', '.join(GENERATED)}; "
-            "`slotattn data --help` says how to prepare one"
+            "`slotattn data info NAME` says how to prepare one"
         )
     return _prepared(Path(data), split, names, max_objects, device)
 
@@ -74,7 +74,10 @@ def _prepared(path: Path, split: str, names: Sequence[str], max_objects: int | N
     rows = np.arange(len(arrays["images"]))
     for key in (*names, "num_objects") if max_objects is not None else names:
         if key not in arrays:
-            raise DataError(f"{path}: has no {key} in its {split} split, only {', '.join(arrays)}; use other data")
+            raise DataError(
+                f"{path}: has no {key} in its {split} split, only {', '.join(arrays)}; use data that has them, "
+                "such as clevr-with-masks"
+            )
     if max_objects is not None:
         rows = np.flatnonzero(arrays["num_objects"] <= max_objects)
         if not len(rows):

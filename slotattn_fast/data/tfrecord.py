@@ -55,7 +55,7 @@ def read_records(path: Path, skip: int = 0) -> Iterator[bytes]:
     try:
         import google_crc32c  # noqa: F401
     except ModuleNotFoundError as missing:
-        raise DataError(f"{path}: reading it needs `pip install 'slotattn-fast[data]'` ({missing})") from missing
+        raise DataError(f"{path}: reading it needs `pip install google-crc32c` ({missing})") from missing
     return _read_records(path, skip)
 
 

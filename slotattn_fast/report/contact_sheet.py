@@ -40,5 +40,6 @@ def write_contact_sheet(data: str, path: Path, max_objects: int | None = None) -
         for c, tile in enumerate(row):
             top, left = GAP + r * height, GAP + c * width
             page[top : top + height - GAP, left : left + width - GAP] = tile.repeat(scale, 0).repeat(scale, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         Image.fromarray(page).save(file, "PNG")

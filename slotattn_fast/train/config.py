@@ -35,6 +35,8 @@ class TrainConfig:
     """Lightning Fabric's name: "32-true", or "bf16-mixed" for bfloat16 autocast."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the model's configuration that differ from its defaults; all of them in a run's config.json."""
+    data_sha256: str | None = None
+    """Fingerprint of the prepared folder that the run began with; None of generated data."""
     max_objects: int | None = None
     """Leave out scenes with more objects: 6 makes CLEVR6 of CLEVR."""
     greyscale: bool = False

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from slotattn_fast import explain_backend
 from slotattn_fast.atomic import atomic_write
+from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.data.feed import feed
+from slotattn_fast.data.prepared import open_prepared
 from slotattn_fast.data.split import Split, open_split
 from slotattn_fast.metrics.ari import fg_ari
 from slotattn_fast.models.discovery import DiscoveryConfig, DiscoveryOutput, ObjectDiscovery
@@ -61,6 +63,7 @@ def create(config: TrainConfig, run: Path) -> None:
     """
     device = resolve_device(config.device)
     model = DiscoveryConfig(**config.model)
+    config = replace(config, data_sha256=_fingerprint(config.data))
     _require_fitting_images(config, model)
     try:
         explain_backend(torch.empty(1, 1, 1, device=device), model.backend)
@@ -83,7 +86,7 @@ def train(run: Path) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     model = _build(config, run)
     fabric = Fabric(accelerator=device, devices=1, precision=config.precision)
-    _require_fitting_images(config, model.config)
+    _require_the_same_data(config)
     fit(fabric, model, Discovery(config), config, run)
     with atomic_write(run / "model.safetensors") as file:
         file.write(safetensors.torch.save({name: t.contiguous() for name, t in model.state_dict().items()}))
@@ -161,6 +164,7 @@ def to_model(images: Tensor, greyscale: bool = False) -> Tensor:
 def _load(run: Path, device: str | None) -> tuple[nn.Module, TrainConfig]:
     """The trained model of a complete run, on `device` or the run's own, and its configuration."""
     config = run_folder.read_config(run)
+    _require_the_same_data(config)
     path = run / "model.safetensors"
     if not path.exists():
         raise RunError(f"{run}: not trained to its end; `slotattn train resume {run}` goes on with it")
@@ -194,7 +198,19 @@ def _require_fitting_images(config: TrainConfig, model: DiscoveryConfig) -> None
         raise RunError(
             f"data: the images of {config.data} are {_size(came)}, but the model of preset {config.preset} takes "
             f"{_size(expected)}; choose another --preset"
+            + ", or add --greyscale"
+            * (came[0] == 1 and not config.greyscale)
         )
+
+
+def _fingerprint(data: str) -> str | None:
+    return open_prepared(Path(data)).fingerprint if Path(data).is_dir() and data not in GENERATED else None
+
+
+def _require_the_same_data(config: TrainConfig) -> None:
+    """Raises `RunError` if the prepared folder of a run has been replaced since it began."""
+    if _fingerprint(config.data) != config.data_sha256:
+        raise RunError(f"{config.data}: not the data that the run began with; put that back, or train anew")
 
 
 def _size(shape: Sequence[int]) -> str:
