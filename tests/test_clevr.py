@@ -16,7 +16,8 @@ from clevr_writer import LABELS, draw, png, write_published, write_tfds
 from PIL import Image
 from time_limit import time_limit
 
-from slotattn_fast.data.clevr import PROPERTIES, ClevrScene, decode, read_clevr
+from slotattn_fast.data.clevr import ClevrScene, decode, read_clevr
+from slotattn_fast.data.clevr_published import PROPERTIES
 from slotattn_fast.data.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

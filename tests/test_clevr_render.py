@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from slotattn_fast.data.clevr_published import COLORS, MAX_OBJECTS
 from slotattn_fast.data.synthetic import clevr_geometry, clevr_render, clevr_shadows
 from slotattn_fast.data.synthetic.clevr import _view
 from slotattn_fast.data.synthetic.clevr_geometry import (
@@ -18,7 +19,7 @@ from slotattn_fast.data.synthetic.clevr_geometry import (
     to_vector,
 )
 from slotattn_fast.data.synthetic.clevr_render import render
-from slotattn_fast.data.synthetic.clevr_scenes import CAMERA, COLORS, LAMPS, MAX_OBJECTS, Scenes, sample_scenes
+from slotattn_fast.data.synthetic.clevr_scenes import CAMERA, LAMPS, Scenes, sample_scenes
 from slotattn_fast.data.synthetic.clevr_surface import normals
 
 CPU = torch.device("cpu")

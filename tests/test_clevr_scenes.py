@@ -2,17 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from slotattn_fast.data.clevr_published import COLORS, MATERIALS, MAX_OBJECTS, SHAPES, SIZES
 from slotattn_fast.data.synthetic import clevr_scenes
 from slotattn_fast.data.synthetic.clevr_geometry import VIEW_HEIGHT, VIEW_WIDTH, View
 from slotattn_fast.data.synthetic.clevr_render import render
 from slotattn_fast.data.synthetic.clevr_scenes import (
     CAMERA,
-    COLORS,
     LAMPS,
-    MATERIALS,
-    MAX_OBJECTS,
-    SHAPES,
-    SIZES,
     sample_scenes,
     visible_pixels,
 )

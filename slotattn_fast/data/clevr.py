@@ -1,6 +1,6 @@
 """CLEVR with the properties of its objects, from the published folder or from TensorFlow Datasets: the same samples.
 
-Johnson et al. (2017). Property codes are indices into the lists below, in the order of TensorFlow Datasets.
+Johnson et al. (2017). Property codes are indices into `clevr_published.PROPERTIES`.
 """
 
 import json
@@ -14,19 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from slotattn_fast.data.clevr_published import HEIGHT, MAX_OBJECTS, PROPERTIES, WIDTH
 from slotattn_fast.data.errors import DataError
 
-PROPERTIES = {
-    "color": ("gray", "blue", "brown", "yellow", "red", "green", "purple", "cyan"),
-    "material": ("rubber", "metal"),
-    "shape": ("cube", "sphere", "cylinder"),
-    "size": ("small", "large"),
-}
 _CODES = {name: {label: code for code, label in enumerate(labels)} for name, labels in PROPERTIES.items()}
 # As prepared, and as published.
 _PLACES = {"coords": "3d_coords", "pixel_coords": "pixel_coords", "rotation": "rotation"}
-MAX_OBJECTS = 10
-IMAGE_SHAPE = (320, 480)
 
 # Splits with properties, and what they are called in the published folder.
 SPLITS = {"train": "train", "validation": "val"}
@@ -71,8 +64,8 @@ def decode(scene: ClevrScene) -> NDArray[np.uint8]:
         if not scene.png.endswith(_PNG_END):
             raise ValueError("its end is missing")
         with Image.open(BytesIO(scene.png), formats=["PNG"]) as image:
-            if image.size != IMAGE_SHAPE[::-1]:
-                raise ValueError(f"{image.size} pixels, expected {IMAGE_SHAPE[::-1]}")
+            if image.size != (WIDTH, HEIGHT):
+                raise ValueError(f"{image.size} pixels, expected {(WIDTH, HEIGHT)}")
             image.verify()  # every chunk's checksum; decoding alone would pass over that of the pixels
         with Image.open(BytesIO(scene.png), formats=["PNG"]) as image:
             return np.asarray(image.convert("RGB"))

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from slotattn_fast.data.catalogue import GENERATED
+from slotattn_fast.data.clevr_published import MAX_OBJECTS, MIN_OBJECTS
 from slotattn_fast.data.errors import DataError
 from slotattn_fast.data.synthetic.clevr import sample_clevr
 from slotattn_fast.data.synthetic.sprites import sample_sprites
@@ -17,7 +18,10 @@ HELD_OUT_SEED = 0
 FIRST_HELD_OUT = 2**40
 """Where the scenes for evaluation begin, which every training run is measured on: training counts from 0."""
 
-CLEVR_OBJECTS = (3, 10)
+
+def seed_and_first(split: str, seed: int) -> tuple[int, int]:
+    """Where the scenes of the "train" or "eval" split of a seed are: those of this seed, from this index on."""
+    return (seed, 0) if split == "train" else (HELD_OUT_SEED, FIRST_HELD_OUT)
 
 
 def sampler(
@@ -33,11 +37,10 @@ def sampler(
     if name not in GENERATED:
         raise ValueError(f"name: got {name!r}, expected one of {', '.join(GENERATED)}")
     if name in ("clevr", "clevr-with-masks"):
-        fewest, most = CLEVR_OBJECTS
-        most = most if max_objects is None else max_objects
-        if not fewest <= most <= CLEVR_OBJECTS[1]:
-            raise DataError(f"max_objects: got {most}, expected {fewest} to {CLEVR_OBJECTS[1]} for {name}")
-        return partial(sample_clevr, num_objects=(fewest, most), crop=name == "clevr-with-masks", device=device)
+        most = MAX_OBJECTS if max_objects is None else max_objects
+        if not MIN_OBJECTS <= most <= MAX_OBJECTS:
+            raise DataError(f"max_objects: got {most}, expected {MIN_OBJECTS} to {MAX_OBJECTS} for {name}")
+        return partial(sample_clevr, num_objects=(MIN_OBJECTS, most), crop=name == "clevr-with-masks", device=device)
     if max_objects is not None:
         raise DataError(f"max_objects: got {max_objects} for {name}; only CLEVR is drawn with fewer objects")
     if name == "tetrominoes":

@@ -28,8 +28,9 @@ import slotattn_fast
 from slotattn_fast.atomic import atomic_write, naming, sync_folder
 from slotattn_fast.data.catalogue import CATALOGUE
 from slotattn_fast.data.clevr import ClevrScene, decode, read_clevr
+from slotattn_fast.data.clevr_published import CROP_LEFT, CROP_SIZE, CROP_TOP
 from slotattn_fast.data.errors import DataError
-from slotattn_fast.data.generated import FIRST_HELD_OUT, HELD_OUT_SEED, sampler
+from slotattn_fast.data.generated import sampler, seed_and_first
 from slotattn_fast.data.multi_object import label_map, read_scenes
 from slotattn_fast.data.prepared import FORMAT, MANIFEST, SPLITS, Prepared, open_prepared, sha256
 from slotattn_fast.data.resize import resize_image, resize_labels
@@ -37,8 +38,8 @@ from slotattn_fast.data.row_file import RowFile, finish
 
 Arrays = dict[str, NDArray[Any]]
 
-# The paper's crop of the 320x240 images of CLEVR with masks, and the objects that its evaluation scenes are counted by.
-CROP = (slice(29, 221), slice(64, 256))
+CROP = (slice(CROP_TOP, CROP_TOP + CROP_SIZE), slice(CROP_LEFT, CROP_LEFT + CROP_SIZE))
+# Most objects of the scenes that the evaluation split of CLEVR with masks is counted by.
 CLEVR6 = 6
 # Sky, floor and two walls come before the objects.
 OBJECTS_ROOM_BACKGROUND = 4
@@ -59,7 +60,7 @@ class _Piece(NamedTuple):
     row: int
     length: int
     make: Callable[[], Arrays]
-    """Returns the arrays of a prepared folder, [count, ...] each. Runs in a thread."""
+    """Returns the arrays of a prepared folder, [length, ...] each. Runs in a thread."""
 
 
 def prepare(name: str, source: Path, out: Path, *, train: int | None = None, held_out: int | None = None) -> Prepared:
@@ -371,7 +372,8 @@ def _generated(
     sample: Callable[[int, NDArray[np.int64]], Arrays], seed: int, counts: dict[str, int], start: int
 ) -> Iterator[_Piece]:
     number = 0
-    for split, (of_seed, first) in zip(SPLITS, ((seed, 0), (HELD_OUT_SEED, FIRST_HELD_OUT)), strict=True):
+    for split in SPLITS:
+        of_seed, first = seed_and_first(split, seed)
         for row in range(0, counts[split], _GENERATED_AT_ONCE):
             scenes = first + np.arange(row, min(row + _GENERATED_AT_ONCE, counts[split]))
             if number >= start:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.data.errors import DataError
-from slotattn_fast.data.generated import FIRST_HELD_OUT, HELD_OUT_SEED, sampler
+from slotattn_fast.data.generated import sampler, seed_and_first
 from slotattn_fast.data.prepared import open_prepared
 
 _PART_OF_FREE_MEMORY = 0.5
@@ -60,7 +60,7 @@ def _generated(
     name: str, split: str, names: Sequence[str], seed: int, max_objects: int | None, device: torch.device
 ) -> Split:
     sample = sampler(name, max_objects, device)
-    of_seed, first = (seed, 0) if split == "train" else (HELD_OUT_SEED, FIRST_HELD_OUT)
+    of_seed, first = seed_and_first(split, seed)
 
     def read(indices: NDArray[np.int64]) -> dict[str, Tensor]:
         scenes = sample(of_seed, first + indices)

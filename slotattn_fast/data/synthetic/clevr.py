@@ -9,15 +9,18 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from slotattn_fast.data.clevr_published import (
+    CROP_LEFT,
+    CROP_SIZE,
+    CROP_TOP,
+    HEIGHT,
+    MAX_OBJECTS,
+    MIN_OBJECTS,
+    WIDTH,
+)
 from slotattn_fast.data.synthetic.clevr_geometry import FOCAL_LENGTH, VIEW_HEIGHT, VIEW_WIDTH, View, to_camera
 from slotattn_fast.data.synthetic.clevr_render import render
-from slotattn_fast.data.synthetic.clevr_scenes import MAX_OBJECTS, SCENE_LIMIT, Scenes, sample_scenes
-
-CROP_TOP, CROP_LEFT, CROP_SIZE = 29, 64, 192
-"""The part of the 320x240 view that object discovery is trained on: rows 29..220, columns 64..255."""
-
-PUBLISHED_WIDTH, PUBLISHED_HEIGHT = 480, 320
-"""Size of the published images with properties, of which `pixel_coords` are."""
+from slotattn_fast.data.synthetic.clevr_scenes import SCENE_LIMIT, Scenes, sample_scenes
 
 _AT_ONCE, _AT_ONCE_ON_CPU = 64, 4
 """Scenes computed at once: on a CPU few, so that their rays stay in its caches."""
@@ -27,7 +30,7 @@ def sample_clevr(
     seed: int,
     scenes: ArrayLike,
     *,
-    num_objects: tuple[int, int] = (3, MAX_OBJECTS),
+    num_objects: tuple[int, int] = (MIN_OBJECTS, MAX_OBJECTS),
     crop: bool,
     size: int = 128,
     device: str | torch.device = "cpu",
@@ -47,8 +50,8 @@ def sample_clevr(
             their distance along the camera's axis. (column, row) there is (column * 2/3, 120 + (row - 160) * 2/3) in
             the 320x240 view, which has the same width but shows more above and below;
         rotation float32 [B, 10]: degrees about the vertical, from 0 to 360;
-        size, material, shape, color uint8 [B, 10]: codes in the order of `clevr_scenes.SIZES`, `MATERIALS`, `SHAPES`
-            and `COLORS`, which is that of TensorFlow Datasets.
+        size, material, shape, color uint8 [B, 10]: codes in the order of `clevr_published.SIZES`, `MATERIALS`,
+            `SHAPES` and `COLORS`, which is that of TensorFlow Datasets.
     Raises ValueError for a negative seed, indices that are not integers [B] from 0 to 2^43 - 1, a range of objects
     outside 1..10 or upside down, and a size below 1.
     """
@@ -90,9 +93,9 @@ def _view(crop: bool, size: int) -> View:
 def _properties(scenes: Scenes, device: torch.device) -> dict[str, Tensor]:
     exists = np.arange(MAX_OBJECTS) < scenes.count[:, None]
     seen = to_camera(scenes.camera, scenes.centre)
-    focal_length = FOCAL_LENGTH * PUBLISHED_WIDTH / VIEW_WIDTH
-    column = np.round(PUBLISHED_WIDTH / 2 + seen[..., 0] / seen[..., 2] * focal_length)
-    row = np.round(PUBLISHED_HEIGHT / 2 - seen[..., 1] / seen[..., 2] * focal_length)
+    focal_length = FOCAL_LENGTH * WIDTH / VIEW_WIDTH
+    column = np.round(WIDTH / 2 + seen[..., 0] / seen[..., 2] * focal_length)
+    row = np.round(HEIGHT / 2 - seen[..., 1] / seen[..., 2] * focal_length)
     pixel_coords = np.where(exists[..., None], np.stack([column, row, seen[..., 2]], axis=-1), 0)
     numbers = {"coords": scenes.centre, "pixel_coords": pixel_coords, "rotation": scenes.turns * 360}
     codes = {

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slotattn_fast.data.clevr_published import MATERIALS
 from slotattn_fast.data.synthetic.clevr_geometry import (
     Frames,
     Solids,
@@ -32,7 +33,7 @@ from slotattn_fast.data.synthetic.clevr_geometry import (
     to_vector,
 )
 from slotattn_fast.data.synthetic.clevr_light import ground_radiance, lamp_beams
-from slotattn_fast.data.synthetic.clevr_scenes import MATERIALS, Scenes
+from slotattn_fast.data.synthetic.clevr_scenes import Scenes
 from slotattn_fast.data.synthetic.clevr_shadows import CELLS_SEEN, make_lamps, shaded
 from slotattn_fast.data.synthetic.clevr_surface import (
     OCCLUSION_REACH,
@@ -49,7 +50,7 @@ RGB = np.array(
         [173, 35, 35], [29, 105, 20], [129, 38, 192], [41, 208, 208],
     ]
 )  # fmt: skip
-"""In the order of `clevr_scenes.COLORS`; divided by 255 they are linear reflectances."""
+"""In the order of `clevr_published.COLORS`; divided by 255 they are linear reflectances."""
 
 _OCCLUSION_STEPS = 1 << 16
 _TONES = 4096

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from slotattn_fast.data.clevr_published import COLORS, MATERIALS, MAX_OBJECTS, SHAPES, SIZES
 from slotattn_fast.data.synthetic.clevr_geometry import (
     CUBE,
     VIEW_HEIGHT,
@@ -32,14 +33,6 @@ from slotattn_fast.data.synthetic.clevr_geometry import (
     frames,
 )
 from slotattn_fast.data.synthetic.random import below, random_words, uniform
-
-MAX_OBJECTS = 10
-
-# Names in the order of their codes, which is that of the TensorFlow Datasets labels.
-COLORS = ("gray", "blue", "brown", "yellow", "red", "green", "purple", "cyan")
-MATERIALS = ("rubber", "metal")
-SHAPES = ("cube", "sphere", "cylinder")
-SIZES = ("small", "large")
 
 EXTENTS = np.array([0.35, 0.7])
 """Half of an object's height by size; a cube's is divided by sqrt 2 once it is placed."""
