@@ -1,9 +1,10 @@
 """Where and with what a benchmark ran, and how its table gets into README.md."""
 
-import platform
+import csv
 import subprocess
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 RESULTS, README = Path("benchmarks/results"), Path("README.md")
 
@@ -13,18 +14,24 @@ def commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def today() -> str:
     return date.today().isoformat()
 
 
-def put_into_readme(name: str, table: str) -> None:
+def write_results(name: str, rows: list[dict[str, Any]], table: str, folder: Path) -> None:
+    """Writes the rows as folder/NAME.csv and the table as folder/NAME.md and, if that is RESULTS, into README.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    (folder / f"{name}.md").write_text(table)
+    print(table)
+    if folder == RESULTS:
+        _put_into_readme(f"{name}.md", table)
+
+
+def _put_into_readme(name: str, table: str) -> None:
     """Replaces what stands between `<!-- name -->` and `<!-- end of name -->`."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, _, rest = README.read_text().partition(begin)

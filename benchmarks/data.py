@@ -11,7 +11,6 @@ that a model takes. Medians of all rounds. Writes data-cpu.csv and data-cpu.md, 
 """
 
 import argparse
-import csv
 import gzip
 import itertools
 import os
@@ -31,7 +30,7 @@ import torch
 from tfrecord.reader import example_loader
 from tfrecord.writer import TFRecordWriter
 
-from benchmarks.conditions import RESULTS, commit, cpu_name, put_into_readme, today
+from benchmarks.conditions import RESULTS, commit, today, write_results
 from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.data.feed import feed
 from slotattn_fast.data.generated import sampler
@@ -39,6 +38,7 @@ from slotattn_fast.data.multi_object import DATA_SETS, read_scenes
 from slotattn_fast.data.prepare import generate
 from slotattn_fast.data.split import open_split
 from slotattn_fast.train.discovery import to_model
+from slotattn_fast.train.environment import processor
 
 Row = dict[str, Any]
 
@@ -215,7 +215,7 @@ def main() -> None:
     conditions = {
         "date": today(),
         "commit": commit(),
-        "cpu": cpu_name(),
+        "cpu": processor(),
         "threads": arguments.threads,
         "rounds": arguments.rounds,
         "python": platform.python_version(),
@@ -227,15 +227,7 @@ def main() -> None:
         rows += measure_drawing(arguments.rounds, arguments.threads)
         rows += measure_feeding(folder, arguments.rounds, arguments.threads)
     rows = [{**row, **conditions} for row in rows]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    with (arguments.out / "data-cpu.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    (arguments.out / "data-cpu.md").write_text(table(rows))
-    print(table(rows))
-    if arguments.out == RESULTS:
-        put_into_readme("data-cpu.md", table(rows))
+    write_results("data-cpu", rows, table(rows), arguments.out)
 
 
 if __name__ == "__main__":

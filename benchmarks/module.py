@@ -10,7 +10,6 @@ which it also puts into README.md.
 """
 
 import argparse
-import csv
 import multiprocessing
 import os
 import platform
@@ -23,7 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.conditions import RESULTS, commit, cpu_name, put_into_readme, today
+from benchmarks.conditions import RESULTS, commit, today, write_results
+from slotattn_fast.train.environment import processor
 
 SHAPES = ((8, 16384, 7), (8, 4096, 6), (16, 1024, 10))  # B, N, K: training of CLEVR6, Multi-dSprites, set prediction
 DIM = 64
@@ -120,7 +120,7 @@ def measure(rounds: int, threads: int) -> list[dict[str, object]]:
     conditions = {
         "date": today(),
         "commit": commit(),
-        "cpu": cpu_name(),
+        "cpu": processor(),
         "threads": threads,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -195,15 +195,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = measure(arguments.rounds, arguments.threads)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    with open(arguments.out / "module-cpu.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    (arguments.out / "module-cpu.md").write_text(table(rows))
-    print(table(rows))
-    if arguments.out == RESULTS:
-        put_into_readme("module-cpu.md", table(rows))
+    write_results("module-cpu", rows, table(rows), arguments.out)
 
 
 if __name__ == "__main__":

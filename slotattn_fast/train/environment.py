@@ -32,7 +32,7 @@ def environment(device: str) -> dict[str, Any]:
         **{name: _version(name) for name in packages},
         "platform": platform.platform(),
         "device": device,
-        "device_name": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
@@ -45,7 +45,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
