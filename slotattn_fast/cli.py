@@ -21,7 +21,7 @@ except ModuleNotFoundError as missing:
 import slotattn_fast
 from slotattn_fast.cli_data import DATA_COMMANDS, DataCommand, Generate, Prepare, run_data
 from slotattn_fast.cli_errors import UsageError
-from slotattn_fast.data.catalogue import GENERATED
+from slotattn_fast.data.catalogue import prepared_folder
 from slotattn_fast.data.errors import DataError
 from slotattn_fast.train.config import PRESETS, BackendName, Device, TrainConfig
 from slotattn_fast.train.errors import RunError
@@ -77,8 +77,8 @@ class TrainDiscovery:
             given["greyscale"], model["image_channels"] = True, 1
         if self.data is not None:
             # A folder is found again from wherever the run is resumed.
-            named = self.data in GENERATED or not self.data or not Path(self.data).is_dir()
-            given["data"] = self.data if named else str(Path(self.data).resolve())
+            folder = prepared_folder(self.data)
+            given["data"] = self.data if folder is None else str(folder.resolve())
         return replace(
             preset,
             seed=self.seed,

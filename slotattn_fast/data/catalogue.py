@@ -1,6 +1,7 @@
 """The data sets of the paper, as plain data: what they are, where to get them, and how they are split."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _DEEPMIND = "https://storage.googleapis.com/multi-object-datasets"
@@ -99,3 +100,8 @@ CATALOGUE = {
 
 GENERATED = tuple(name for name, data_set in CATALOGUE.items() if data_set.generated)
 """Those that `--data` draws by name, without a download."""
+
+
+def prepared_folder(data: str) -> Path | None:
+    """The folder that `data`, a name of GENERATED or a path, leads to; None for a name, and where there is none."""
+    return Path(data) if data and data not in GENERATED and Path(data).is_dir() else None

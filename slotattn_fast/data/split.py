@@ -26,6 +26,10 @@ class Split:
     read: Callable[[NDArray[np.int64]], dict[str, Tensor]]
     """Indices [B] to tensors [B, ...], by the names that `open_split` was given."""
 
+    def at_most(self, number: int) -> int:
+        """`number`, or how many scenes there are if fewer."""
+        return number if self.count is None else min(number, self.count)
+
 
 def open_split(
     data: str,

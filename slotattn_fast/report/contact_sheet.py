@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from slotattn_fast.atomic import atomic_write
-from slotattn_fast.data.catalogue import GENERATED
+from slotattn_fast.data.catalogue import prepared_folder
 from slotattn_fast.data.prepared import open_prepared
 from slotattn_fast.data.split import open_split
 from slotattn_fast.report.figures import NEUTRAL, PALETTE
@@ -22,14 +22,17 @@ def write_contact_sheet(data: str, path: Path, max_objects: int | None = None) -
 
     Below every row of images are the objects, each in a colour of its own, where the data has labels.
     """
-    split = open_split(data, "train", ["images"], max_objects=max_objects)
-    first = np.arange(COLUMNS * ROWS if split.count is None else min(COLUMNS * ROWS, split.count))
-    images = split.read(first)["images"].numpy()
+    folder = prepared_folder(data)
+    labelled = folder is None or "labels" in open_prepared(folder).splits["train"]
+    names = ["images", "labels"] if labelled else ["images"]
+    split = open_split(data, "train", names, max_objects=max_objects)
+    scenes = split.read(np.arange(split.at_most(COLUMNS * ROWS)))
+    images = scenes["images"].numpy()
     tiles = np.broadcast_to(images, (*images.shape[:3], 3))
     rows = [tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]
-    if data in GENERATED or "labels" in open_prepared(Path(data)).splits["train"]:
+    if labelled:
         colours = np.concatenate([[[NEUTRAL] * 3], PALETTE])
-        labels = open_split(data, "train", ["labels"], max_objects=max_objects).read(first)["labels"].numpy()
+        labels = scenes["labels"].numpy()
         truth = (colours[np.where(labels == 0, 0, (labels - 1) % len(PALETTE) + 1)] * 255).round().astype(np.uint8)
         rows = [row for i, above in enumerate(rows) for row in (above, truth[i * COLUMNS : (i + 1) * COLUMNS])]
 

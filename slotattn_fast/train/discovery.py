@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from slotattn_fast import explain_backend
 from slotattn_fast.atomic import atomic_write
-from slotattn_fast.data.catalogue import GENERATED
+from slotattn_fast.data.catalogue import prepared_folder
 from slotattn_fast.data.feed import feed
 from slotattn_fast.data.prepared import open_prepared
 from slotattn_fast.data.split import Split, open_split
@@ -123,7 +123,7 @@ def measure(model: nn.Module, config: TrainConfig) -> dict[str, Any]:
     began = time.perf_counter()
     scores, errors = [], []
     split = _open_held_out(config)
-    scenes = EVAL_SCENES if split.count is None else min(EVAL_SCENES, split.count)
+    scenes = split.at_most(EVAL_SCENES)
     for first in range(0, scenes, EVAL_BATCH):
         images, labels, output = _held_out(model, config, split, first, min(EVAL_BATCH, scenes - first))
         scores.append(fg_ari(output.masks.squeeze(2).argmax(1), labels))
@@ -142,8 +142,7 @@ def measure(model: nn.Module, config: TrainConfig) -> dict[str, Any]:
 def draw(model: nn.Module, config: TrainConfig, path: Path) -> None:
     """Writes a PNG of the first held-out scenes of a run's data, as the model takes them apart."""
     split = _open_held_out(config)
-    scenes = DRAWN_SCENES if split.count is None else min(DRAWN_SCENES, split.count)
-    images, labels, output = _held_out(model, config, split, 0, scenes)
+    images, labels, output = _held_out(model, config, split, 0, split.at_most(DRAWN_SCENES))
     with atomic_write(path) as file:
         draw_slots(
             file,
@@ -195,16 +194,16 @@ def _require_fitting_images(config: TrainConfig, model: DiscoveryConfig) -> None
     images = to_model(_open_held_out(config).read(np.arange(1))["images"], config.greyscale)
     came, expected = images.shape[1:], (model.image_channels, model.image_size, model.image_size)
     if came != expected:
+        or_greyscale = ", or add --greyscale" if came[0] == 1 and not config.greyscale else ""
         raise RunError(
             f"data: the images of {config.data} are {_size(came)}, but the model of preset {config.preset} takes "
-            f"{_size(expected)}; choose another --preset"
-            + ", or add --greyscale"
-            * (came[0] == 1 and not config.greyscale)
+            f"{_size(expected)}; choose another --preset{or_greyscale}"
         )
 
 
 def _fingerprint(data: str) -> str | None:
-    return open_prepared(Path(data)).fingerprint if Path(data).is_dir() and data not in GENERATED else None
+    folder = prepared_folder(data)
+    return None if folder is None else open_prepared(folder).fingerprint
 
 
 def _require_the_same_data(config: TrainConfig) -> None:
