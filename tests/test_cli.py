@@ -346,3 +346,11 @@ def test_version_and_info(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_backend_can_be_asked_for() -> None:
     assert set(get_args(BackendName)) == set(BACKENDS)
+
+
+def test_a_name_comes_before_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tetrominoes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert cli.TrainDiscovery(data="tetrominoes").config().data == "tetrominoes"
+    assert cli.TrainDiscovery(data="./tetrominoes").config().data == str(tmp_path / "tetrominoes")
+    assert cli.TrainDiscovery(data="absent").config().data == "absent"
