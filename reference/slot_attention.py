@@ -185,15 +185,45 @@ class SlotAttention(nn.Module):
                 nn.init.zeros_(module.bias_ih)
                 nn.init.zeros_(module.bias_hh)
 
-    def initial_slots(self, inputs: Tensor, num_slots: int, generator: torch.Generator | None = None) -> Tensor:
-        """Line 2 of Algorithm 1: slots [B, K, D] ~ N(mu, diag(sigma^2)); one `torch.randn`, none for "vectors"."""
+    def initial_slots(
+        self,
+        inputs: Tensor,
+        num_slots: int,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Line 2 of Algorithm 1: slots [B, K, D] ~ N(mu, diag(sigma^2)); one `torch.randn`, none for "vectors".
+
+        Args:
+            inputs: [B, N, D_in].
+            num_slots: K.
+            generator: source of the draw; None: PyTorch's.
+            noise: [B, K, D], standard normal, in place of the draw.
+
+        Raises:
+            ValueError: num_slots below 1, or not what `slot_init` learns; noise of another shape, beside a generator,
+                or for "vectors".
+        """
         shape = (inputs.shape[0], num_slots, self.dim)
+        if num_slots < 1:
+            raise ValueError(f"num_slots must be at least 1, got {num_slots}")
+        if self.slot_init != "shared" and num_slots != self.num_slots:
+            learned = f"{self.num_slots} with slot_init={self.slot_init!r}, which learns as many"
+            raise ValueError(f"num_slots must be {learned}, got {num_slots}")
+        if noise is not None:
+            if generator is not None:
+                raise ValueError("noise takes the place of what generator draws, got both; give one of them")
+            if self.slot_init == "vectors":
+                raise ValueError("noise must be None with slot_init='vectors', which draws none")
+            if noise.shape != shape:
+                raise ValueError(f"noise must have shape [B, K, D] = {list(shape)}, got {list(noise.shape)}")
         mu = self.slots_mu.expand(shape)
         if self.slot_init == "vectors":
             return mu
-        # torch.compile with dynamic shapes takes no generator, not even None.
-        options: dict[str, Any] = {} if generator is None else {"generator": generator}
-        noise = torch.randn(shape, device=inputs.device, dtype=inputs.dtype, **options)
+        if noise is None:
+            # torch.compile with dynamic shapes takes no generator, not even None.
+            options: dict[str, Any] = {} if generator is None else {"generator": generator}
+            noise = torch.randn(shape, device=inputs.device, dtype=inputs.dtype, **options)
         return mu + self.slots_logsigma.exp().expand(shape) * noise
 
     def forward(

@@ -106,11 +106,6 @@ class SlotAttention(Reference):
         check_inputs(inputs, self.input_dim)
         if slots_init is None:
             num_slots = self.num_slots if num_slots is None else num_slots
-            if num_slots < 1:
-                raise ValueError(f"num_slots must be at least 1, got {num_slots}")
-            if self.slot_init != "shared" and num_slots != self.num_slots:
-                learned = f"{self.num_slots} with slot_init={self.slot_init!r}, which learns as many"
-                raise ValueError(f"num_slots must be {learned}, got {num_slots}")
             slots_init = self.initial_slots(inputs, num_slots, generator)
         check_slots(slots_init, inputs, num_slots, self.dim)
         return slot_attention(

@@ -15,7 +15,8 @@ from slotattn_fast.data import generated
 from slotattn_fast.data.errors import DataError
 from slotattn_fast.data.prepare import generate
 from slotattn_fast.data.synthetic.tetrominoes import sample_tetrominoes
-from slotattn_fast.models.discovery import DiscoveryConfig, ObjectDiscovery
+from slotattn_fast.models.discovery import ObjectDiscovery
+from slotattn_fast.models.discovery_config import DiscoveryConfig
 from slotattn_fast.train import discovery
 from slotattn_fast.train.config import PRESETS, TrainConfig
 from slotattn_fast.train.errors import RunError

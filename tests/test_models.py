@@ -7,7 +7,8 @@ from torch import nn
 
 from slotattn_fast.models.convolution import SameConv2d, SameConvTranspose2d, same_padding
 from slotattn_fast.models.decoder import SpatialBroadcastDecoder
-from slotattn_fast.models.discovery import DiscoveryConfig, ObjectDiscovery
+from slotattn_fast.models.discovery import ObjectDiscovery
+from slotattn_fast.models.discovery_config import DiscoveryConfig
 from slotattn_fast.models.encoder import Encoder
 from slotattn_fast.models.position_embedding import PositionEmbedding
 from slotattn_fast.train.config import PRESETS

@@ -157,6 +157,31 @@ def test_initial_slots(slot_init: str) -> None:
     torch.testing.assert_close(slots, expected)
 
 
+def test_given_noise_takes_the_place_of_the_draw() -> None:
+    module, inputs = perturb(SlotAttention(4, 6)), normal(3, 9, 6).float()
+    noise = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(2))
+    state = torch.get_rng_state()
+    given = module.initial_slots(inputs, 5, noise=noise)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(given, module.initial_slots(inputs, 5, torch.Generator().manual_seed(2)))
+
+
+@pytest.mark.parametrize(
+    ("slot_init", "num_slots", "given", "says"),
+    [
+        ("shared", 4, {"noise": torch.zeros(3, 5, 6)}, r"noise must have shape \[B, K, D\] = \[3, 4, 6\], got"),
+        ("shared", 4, {"noise": torch.zeros(3, 4, 6), "generator": torch.Generator()}, "got both; give one"),
+        ("vectors", 4, {"noise": torch.zeros(3, 4, 6)}, "noise must be None with slot_init='vectors'"),
+        ("per_slot", 5, {}, "num_slots must be 4 with slot_init='per_slot'.*got 5"),
+        ("shared", 0, {}, "num_slots must be at least 1, got 0"),
+    ],
+)
+def test_initial_slots_that_cannot_be(slot_init: str, num_slots: int, given: dict[str, Any], says: str) -> None:
+    module = SlotAttention(4, 6, slot_init=slot_init)
+    with pytest.raises(ValueError, match=says):
+        module.initial_slots(normal(3, 9, 6).float(), num_slots, **given)
+
+
 def test_vectors_take_no_noise() -> None:
     module = SlotAttention(4, 6, slot_init="vectors")
     assert not hasattr(module, "slots_logsigma")

@@ -20,7 +20,8 @@ from slotattn_fast.data.feed import feed
 from slotattn_fast.data.prepared import open_prepared
 from slotattn_fast.data.split import Split, open_split
 from slotattn_fast.metrics.ari import fg_ari
-from slotattn_fast.models.discovery import DiscoveryConfig, DiscoveryOutput, ObjectDiscovery
+from slotattn_fast.models.discovery import DiscoveryOutput, ObjectDiscovery
+from slotattn_fast.models.discovery_config import DiscoveryConfig
 from slotattn_fast.report.figures import draw_slots
 from slotattn_fast.train import run_folder
 from slotattn_fast.train.config import TrainConfig
