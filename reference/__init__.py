@@ -1,5 +1,6 @@
-"""The plain PyTorch reference of Slot Attention: the paper's Algorithm 1, the oracle of the tests."""
+"""The plain PyTorch reference, the oracle of every test: the paper's Algorithm 1, and its auto-encoder."""
 
+from .auto_encoder import AutoEncoder
 from .slot_attention import CHOICES, MultiHeadSlotAttention, SlotAttention
 
-__all__ = ["CHOICES", "MultiHeadSlotAttention", "SlotAttention"]
+__all__ = ["CHOICES", "AutoEncoder", "MultiHeadSlotAttention", "SlotAttention"]

@@ -3,10 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from compare import assert_same, normal, perturb
+from slotattn_fast.reference import AutoEncoder, auto_encoder
 from torch import nn
 
+from slotattn_fast.models import convolution
 from slotattn_fast.models.convolution import SameConv2d, SameConvTranspose2d, same_padding
-from slotattn_fast.models.decoder import SpatialBroadcastDecoder
 from slotattn_fast.models.discovery import ObjectDiscovery
 from slotattn_fast.models.discovery_config import DiscoveryConfig
 from slotattn_fast.models.encoder import Encoder
@@ -24,6 +26,14 @@ TINY = DiscoveryConfig(
     decoder_strides=(1, 2),
     output_stride=2,
     broadcast_size=3,
+)
+
+
+TINY_TETROMINOES = dataclasses.replace(
+    TINY, encoder_strides=(1, 1), decoder_strides=(1, 1, 1), output_stride=1, broadcast_size=11
+)
+TINY_CLEVR6 = dataclasses.replace(
+    TINY, image_size=16, encoder_strides=(1, 1), decoder_strides=(2, 2, 1), output_stride=1, broadcast_size=4
 )
 
 
@@ -65,24 +75,30 @@ def test_a_strided_convolution_pads_one_before_and_two_after():
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("shape", [(8, 8), (7, 10)])
-def test_convolution_against_loops(stride, shape):
-    layer = SameConv2d(1, 1, 5, stride).double()
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [(convolution, (8, 8)), (convolution, (7, 10)), (auto_encoder, (8, 8)), (auto_encoder, (7, 7))],
+)
+def test_convolution_against_loops(layers, stride, shape):
+    layer = layers.SameConv2d(1, 1, 5, stride).double()
+    nn.init.zeros_(layer.bias)
     image = torch.randn(shape, dtype=torch.float64)
     expected = convolve_same(image.numpy(), layer.weight[0, 0].detach().numpy(), stride)
     assert layer(image[None]).detach()[0].numpy() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("layers", [convolution, auto_encoder])
 @pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (5, 1), (5, 2), (3, 2), (4, 1), (5, 3), (5, 5)])
-def test_transposed_convolution_is_the_transpose(kernel_size, stride):
+def test_transposed_convolution_is_the_transpose(layers, kernel_size, stride):
     # Of the convolution from the large map to the small one: <conv(large), small> = <large, transposed(small)>.
-    transposed = SameConvTranspose2d(3, 4, kernel_size, stride).double()
-    convolution = SameConv2d(4, 3, kernel_size, stride).double()
-    convolution.weight = transposed.weight
+    transposed = layers.SameConvTranspose2d(3, 4, kernel_size, stride).double()
+    forward = SameConv2d(4, 3, kernel_size, stride).double()
+    forward.weight = transposed.weight
+    nn.init.zeros_(transposed.bias)
     small = torch.randn(2, 3, 6, 5, dtype=torch.float64)
     large = torch.randn(2, 4, 6 * stride, 5 * stride, dtype=torch.float64)
     assert transposed(small).shape == large.shape
-    torch.testing.assert_close((convolution(large) * small).sum(), (large * transposed(small)).sum())
+    torch.testing.assert_close((forward(large) * small).sum(), (large * transposed(small)).sum())
 
 
 @pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (5, 1), (5, 2)])
@@ -119,23 +135,23 @@ def test_position_embedding_is_row_column_and_their_complements():
     assert list(embedding.state_dict()) == ["dense.weight", "dense.bias"]
 
 
-def test_the_decoder_is_transposed_convolutions_of_the_broadcast_slots():
-    decoder = SpatialBroadcastDecoder(23, 3, 8, 4, (2, 1), 5, 2, 6).double()
-    embedding = decoder.broadcast.position_embedding
-    layers = [decoder.broadcast.convolution, decoder.convolutions[1], decoder.convolutions[3]]
-    for layer in layers:
-        nn.init.normal_(layer.bias)
-    slots = torch.randn(2, 3, 8, dtype=torch.float64)
-    maps = slots.view(6, 8, 1, 1) + embedding.dense(embedding.grid).permute(2, 0, 1)
-    for layer, stride, crop in zip(layers, (2, 1, 2), (1, 2, 1), strict=True):
-        size = maps.shape[-1] * stride
-        maps = nn.functional.conv_transpose2d(maps, layer.weight, layer.bias, stride)
-        maps = maps[..., crop : crop + size, crop : crop + size]
-        maps = maps if layer is layers[-1] else maps.relu()
-    expected = maps[..., :23, :23].unflatten(0, (2, 3))
-    rgb, logits = decoder(slots)
-    torch.testing.assert_close(rgb, expected[:, :, :3])
-    torch.testing.assert_close(logits, expected[:, :, 3:])
+@pytest.mark.parametrize("config", [TINY, TINY_TETROMINOES, TINY_CLEVR6], ids=["quick", "tetrominoes", "clevr6"])
+def test_the_model_is_the_plain_one(config):
+    sizes = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("implicit", "backend")}
+    plain, fast = perturb(AutoEncoder(**sizes)).double(), ObjectDiscovery(config).double()
+    fast.load_state_dict(plain.state_dict())
+    AutoEncoder(**sizes).load_state_dict(fast.state_dict())
+    fast.to(memory_format=torch.channels_last)  # as in training
+    images = normal(2, 3, config.image_size, config.image_size)
+    noise = normal(2, config.num_slots, config.slot_dim, seed=1)
+
+    def run(model):
+        loss, parameters = model.loss(images, noise), dict(model.named_parameters())
+        grads = torch.autograd.grad(loss, list(parameters.values()))
+        outputs = {f"output {i}": value for i, value in enumerate(model(images, noise=noise))}
+        return outputs | {"loss": loss} | dict(zip(parameters, grads, strict=True))
+
+    assert_same(run(fast), run(plain), 1e-12)
 
 
 def test_output():
