@@ -34,7 +34,11 @@ class ObjectDiscovery(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(
-            config.image_size, config.image_channels, config.encoder_channels, config.encoder_strides
+            config.image_size,
+            config.image_channels,
+            config.encoder_channels,
+            config.encoder_strides,
+            config.position_embedding,
         )
         self.slot_attention = SlotAttention.paper(
             config.num_slots,
@@ -43,6 +47,15 @@ class ObjectDiscovery(nn.Module):
             iters=config.iters,
             hidden_dim=config.hidden_dim,
             backend=config.backend,
+            slot_init=config.slot_init,
+            softmax_over=config.softmax_over,
+            aggregation=config.aggregation,
+            eps_in=config.eps_in,
+            scale=config.scale,
+            use_gru=config.use_gru,
+            use_norm=config.use_norm,
+            use_mlp=config.use_mlp,
+            use_projections=config.use_projections,
         )
         if config.implicit and config.iters > 1:
             # No gradient arrives there, and DistributedDataParallel waits for one of whatever asks for it.

@@ -1,13 +1,20 @@
-"""The sizes and choices of the object-discovery model, as plain data. Imports no torch."""
+"""The sizes and ablations of the object-discovery model, as plain data. Imports no torch."""
 
 import math
 from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin
+
+SlotInit = Literal["shared", "per_slot"]
+SoftmaxOver = Literal["slots", "inputs"]
+Aggregation = Literal["mean", "sum", "sum_norm"]
+EpsIn = Literal["numerator", "denominator"]
 
 
 @dataclass(frozen=True)
 class DiscoveryConfig:
-    """Sizes of the auto-encoder. The defaults are the paper's for Tetrominoes (Tables 4 and 6).
+    """Sizes of the auto-encoder, by default the paper's for Tetrominoes (Tables 4 and 6), and the paper's ablations.
 
+    Soft k-means (the end of the paper's Appendix B) is `use_gru`, `use_mlp`, `use_norm`, `use_projections` all False.
     Raises TypeError or ValueError, naming the field, for a value that cannot be built.
     """
 
@@ -40,6 +47,26 @@ class DiscoveryConfig:
     """Side of the map that a slot is copied to. Times all strides of the decoder it must reach `image_size`."""
     backend: str = "auto"
     """Of Slot Attention; see `slotattn_fast.explain_backend`."""
+    position_embedding: bool = True
+    """Of the encoder; the decoder always has one. False: Figure 8."""
+    slot_init: SlotInit = "shared"
+    """"per_slot": a Gaussian is learned for each slot, and evaluation has no other number of slots (Figure 9)."""
+    softmax_over: SoftmaxOver = "slots"
+    """"inputs", which goes with aggregation="sum": no competition between the slots (Figure 10)."""
+    aggregation: Aggregation = "mean"
+    """Of the values, weighted by the attention; "sum_norm": the sum, then a LayerNorm (Figure 7)."""
+    eps_in: EpsIn = "numerator"
+    """What the offset of the weighted mean is added to (Figure 16)."""
+    scale: float | None = None
+    """Factor on the logits of the attention; None: 1 / sqrt(slot_dim). The paper's temperature 1 is 1 (Figure 15)."""
+    use_gru: bool = True
+    """False: the update itself is the new slot (Figure 11)."""
+    use_norm: bool = True
+    """False: no LayerNorm in Slot Attention (Figure 13)."""
+    use_mlp: bool = True
+    """False: no residual MLP (Figure 14)."""
+    use_projections: bool = True
+    """False: queries, keys and values are the slots and inputs themselves; needs encoder_channels = slot_dim."""
 
     def __post_init__(self) -> None:
         for name in ("encoder_strides", "decoder_strides"):
@@ -54,8 +81,27 @@ class DiscoveryConfig:
                 raise TypeError(f"{name}: got {value!r}, expected an integer")
             if value < least:
                 raise ValueError(f"{name}: got {value!r}, expected at least {least}")
-        if type(self.implicit) is not bool:
-            raise TypeError(f"implicit: got {self.implicit!r}, expected True or False")
+        for name in (field.name for field in fields(self) if field.type is bool):
+            if type(getattr(self, name)) is not bool:
+                raise TypeError(f"{name}: got {getattr(self, name)!r}, expected True or False")
+        for field in fields(self):
+            if get_origin(field.type) is Literal and getattr(self, field.name) not in get_args(field.type):
+                choices = ", ".join(map(repr, get_args(field.type)))
+                raise ValueError(f"{field.name}: got {getattr(self, field.name)!r}, expected one of {choices}")
+        if self.scale is not None and (type(self.scale) not in (int, float) or not 0 < self.scale < math.inf):
+            raise ValueError(f"scale: got {self.scale!r}, expected a finite number above 0, or None")
+        if self.softmax_over == "inputs" and self.aggregation != "sum":
+            raise ValueError(f"aggregation: got {self.aggregation!r}, expected 'sum' with softmax_over='inputs'")
+        if self.eps_in == "denominator" and self.aggregation != "mean":
+            raise ValueError(
+                f"eps_in: got 'denominator', expected 'numerator' with aggregation={self.aggregation!r}, "
+                "which has no denominator"
+            )
+        if not self.use_projections and self.encoder_channels != self.slot_dim:
+            raise ValueError(
+                f"encoder_channels: got {self.encoder_channels}, expected slot_dim={self.slot_dim} with "
+                "use_projections=False"
+            )
         if self.output_stride > self.output_kernel:
             raise ValueError(
                 f"output_stride: got {self.output_stride}, expected at most output_kernel={self.output_kernel}"

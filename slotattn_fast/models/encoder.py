@@ -15,12 +15,24 @@ class Encoder(nn.Module):
         image_size: H = W in pixels.
         in_channels: C_in.
         channels: C, of every convolution and of the tokens.
-        strides: one for each convolution; N = (H / product of strides)^2, each quotient rounded up.
+        strides: one for each convolution.
+        position_embedding: False leaves it out (the paper's Figure 8).
+
+    Attributes:
+        size: side of the map that the tokens are the rows of; N = size^2. That is H / product of strides, each
+            quotient rounded up.
 
     Source: the paper, Tables 3 and 4, Appendix E.3; LayerNorm epsilon 1e-3 from its released code.
     """
 
-    def __init__(self, image_size: int, in_channels: int, channels: int, strides: Sequence[int]) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        channels: int,
+        strides: Sequence[int],
+        position_embedding: bool = True,
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         size, width = image_size, in_channels
@@ -28,7 +40,8 @@ class Encoder(nn.Module):
             layers += [SameConv2d(width, channels, 5, stride), nn.ReLU(inplace=True)]
             size, width = -(-size // stride), channels
         self.convolutions = nn.Sequential(*layers)
-        self.position_embedding = PositionEmbedding(channels, size, size)
+        self.size = size
+        self.position_embedding = PositionEmbedding(channels, size, size) if position_embedding else nn.Identity()
         hidden, out = nn.Linear(channels, channels), nn.Linear(channels, channels)
         init_glorot(hidden)
         init_glorot(out)
