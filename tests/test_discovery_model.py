@@ -174,3 +174,8 @@ def test_choices_are_the_modules() -> None:
     for field in fields(DiscoveryConfig):
         if field.name in reference.CHOICES:
             assert set(get_args(field.type)) <= set(reference.CHOICES[field.name])
+
+
+def test_the_noise_that_a_call_draws() -> None:
+    model = ObjectDiscovery(replace(TINY, num_slots=5))
+    assert model.noise_shape(7) == (7, 5, 8)

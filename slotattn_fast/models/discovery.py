@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from slotattn_fast.models.decoder import SpatialBroadcastDecoder
 from slotattn_fast.models.discovery_config import DiscoveryConfig
 from slotattn_fast.models.encoder import Encoder
+from slotattn_fast.models.slot_mlp import SlotMLP
 from slotattn_fast.modules import SlotAttention
 
 
@@ -25,9 +26,9 @@ class DiscoveryOutput(NamedTuple):
 
 
 class ObjectDiscovery(nn.Module):
-    """Convolutional encoder, Slot Attention, spatial broadcast decoder (the paper, section 3.1, Appendix E.3).
+    """Convolutional encoder, Slot Attention or the baseline in its place, spatial broadcast decoder.
 
-    Train it with `loss`.
+    Train it with `loss`. Source: the paper, section 3.1, Appendix E.3, for the baseline E.5.
     """
 
     def __init__(self, config: DiscoveryConfig) -> None:
@@ -40,27 +41,10 @@ class ObjectDiscovery(nn.Module):
             config.encoder_strides,
             config.position_embedding,
         )
-        self.slot_attention = SlotAttention.paper(
-            config.num_slots,
-            config.slot_dim,
-            input_dim=config.encoder_channels,
-            iters=config.iters,
-            hidden_dim=config.hidden_dim,
-            backend=config.backend,
-            slot_init=config.slot_init,
-            softmax_over=config.softmax_over,
-            aggregation=config.aggregation,
-            eps_in=config.eps_in,
-            scale=config.scale,
-            use_gru=config.use_gru,
-            use_norm=config.use_norm,
-            use_mlp=config.use_mlp,
-            use_projections=config.use_projections,
-        )
-        if config.implicit and config.iters > 1:
-            # No gradient arrives there, and DistributedDataParallel waits for one of whatever asks for it.
-            for parameter in (self.slot_attention.slots_mu, self.slot_attention.slots_logsigma):
-                parameter.requires_grad_(False)
+        if config.grouping == "slot-mlp":
+            self.slot_mlp = SlotMLP(self.encoder.size, config.encoder_channels, config.num_slots, config.slot_dim)
+        else:
+            self.slot_attention = _slot_attention(config)
         self.decoder = SpatialBroadcastDecoder(
             config.image_size,
             config.image_channels,
@@ -87,27 +71,20 @@ class ObjectDiscovery(nn.Module):
             images: [B, C, H, W] in -1..1.
             num_slots: K, in place of the configuration's.
             iters: iterations of Slot Attention, in place of the configuration's.
-            generator: where the noise of the initial slots comes from.
+            generator: where the noise of the initial slots comes from, if any is drawn.
             noise: [B, K, D], standard normal, in place of what would be drawn.
 
         Raises:
-            ValueError: images of another shape than the configuration's, num_slots or iters out of range, noise of
-                another shape, or noise and a generator.
+            ValueError: images of another shape than the configuration's, num_slots or iters out of range or, with
+                grouping="slot-mlp", others than the configuration's, noise of another shape than `noise_shape` says,
+                or noise and a generator.
         """
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (self.config.image_channels, size, size):
             raise ValueError(
                 f"images: got shape {tuple(images.shape)}, expected [B, {self.config.image_channels}, {size}, {size}]"
             )
-        tokens = self.encoder(images)
-        num_slots = self.config.num_slots if num_slots is None else num_slots
-        slots = self.slot_attention.initial_slots(tokens, num_slots, generator, noise)
-        iters = self.config.iters if iters is None else iters
-        if self.config.implicit and iters > 1:
-            with torch.no_grad():
-                slots = self.slot_attention(tokens, iters=iters - 1, slots_init=slots)
-            iters = 1
-        slots = self.slot_attention(tokens, iters=iters, slots_init=slots)
+        slots = self._slots(self.encoder(images), num_slots, iters, generator, noise)
         rgb, logits = self.decoder(slots)
         masks = logits.softmax(dim=1)
         return DiscoveryOutput((masks * rgb).sum(dim=1), rgb, masks, slots)
@@ -122,3 +99,62 @@ class ObjectDiscovery(nn.Module):
         Raises ValueError as `forward` does. Source: the paper, section 3.1.
         """
         return nn.functional.mse_loss(self(images, noise=noise).reconstruction, images)
+
+    def noise_shape(self, batch_size: int) -> tuple[int, int, int] | None:
+        """The shape [B, K, D] of the noise that a call draws for `batch_size` images; None if it draws none."""
+        if self.config.grouping == "slot-mlp":
+            return None
+        return batch_size, self.config.num_slots, self.config.slot_dim
+
+    def _slots(
+        self,
+        tokens: Tensor,
+        num_slots: int | None,
+        iters: int | None,
+        generator: torch.Generator | None,
+        noise: Tensor | None,
+    ) -> Tensor:
+        """[B, N, C] -> [B, K, D]"""
+        c = self.config
+        num_slots = c.num_slots if num_slots is None else num_slots
+        iters = c.iters if iters is None else iters
+        if c.grouping == "slot-mlp":
+            if (num_slots, iters) != (c.num_slots, c.iters):
+                raise ValueError(
+                    f"num_slots, iters: got {num_slots}, {iters}, expected none, as grouping='slot-mlp' has "
+                    f"{c.num_slots} slots and no iterations"
+                )
+            if noise is not None:
+                raise ValueError("noise: got a tensor, expected None, as grouping='slot-mlp' draws none")
+            return self.slot_mlp(tokens)
+        slots = self.slot_attention.initial_slots(tokens, num_slots, generator, noise)
+        if c.implicit and iters > 1:
+            with torch.no_grad():
+                slots = self.slot_attention(tokens, iters=iters - 1, slots_init=slots)
+            iters = 1
+        return self.slot_attention(tokens, iters=iters, slots_init=slots)
+
+
+def _slot_attention(config: DiscoveryConfig) -> SlotAttention:
+    module = SlotAttention.paper(
+        config.num_slots,
+        config.slot_dim,
+        input_dim=config.encoder_channels,
+        iters=config.iters,
+        hidden_dim=config.hidden_dim,
+        backend=config.backend,
+        slot_init=config.slot_init,
+        softmax_over=config.softmax_over,
+        aggregation=config.aggregation,
+        eps_in=config.eps_in,
+        scale=config.scale,
+        use_gru=config.use_gru,
+        use_norm=config.use_norm,
+        use_mlp=config.use_mlp,
+        use_projections=config.use_projections,
+    )
+    if config.implicit and config.iters > 1:
+        # No gradient arrives there, and DistributedDataParallel waits for one of whatever asks for it.
+        for parameter in (module.slots_mu, module.slots_logsigma):
+            parameter.requires_grad_(False)
+    return module

@@ -4,10 +4,24 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
+Grouping = Literal["slot-attention", "slot-mlp"]
+BackendName = Literal["auto", "triton", "torch"]
 SlotInit = Literal["shared", "per_slot"]
 SoftmaxOver = Literal["slots", "inputs"]
 Aggregation = Literal["mean", "sum", "sum_norm"]
 EpsIn = Literal["numerator", "denominator"]
+# Of Slot Attention alone.
+_ABLATIONS = (
+    "slot_init",
+    "softmax_over",
+    "aggregation",
+    "eps_in",
+    "scale",
+    "use_gru",
+    "use_norm",
+    "use_mlp",
+    "use_projections",
+)
 
 
 @dataclass(frozen=True)
@@ -21,12 +35,15 @@ class DiscoveryConfig:
     image_size: int = 35
     """Height and width in pixels."""
     image_channels: int = 3
+    """Channels of an image: 3, or 1 for greyscale."""
     encoder_channels: int = 32
     """Channels of every 5x5 convolution, and the width of the tokens."""
     encoder_strides: tuple[int, ...] = (1, 1, 1, 1)
     """One for each convolution."""
     num_slots: int = 4
+    """Slots K."""
     slot_dim: int = 64
+    """Width D of a slot."""
     iters: int = 3
     """Iterations of Slot Attention."""
     implicit: bool = False
@@ -45,8 +62,11 @@ class DiscoveryConfig:
     """Its stride; at most its kernel size."""
     broadcast_size: int = 35
     """Side of the map that a slot is copied to. Times all strides of the decoder it must reach `image_size`."""
-    backend: str = "auto"
+    backend: BackendName = "auto"
     """Of Slot Attention; see `slotattn_fast.explain_backend`."""
+    grouping: Grouping = "slot-attention"
+    """"slot-mlp": the paper's baseline (Appendix E.5), which takes none of Slot Attention's ablations and to which
+    `iters`, `implicit`, `hidden_dim` and `backend` are nothing."""
     position_embedding: bool = True
     """Of the encoder; the decoder always has one. False: Figure 8."""
     slot_init: SlotInit = "shared"
@@ -90,6 +110,12 @@ class DiscoveryConfig:
                 raise ValueError(f"{field.name}: got {getattr(self, field.name)!r}, expected one of {choices}")
         if self.scale is not None and (type(self.scale) not in (int, float) or not 0 < self.scale < math.inf):
             raise ValueError(f"scale: got {self.scale!r}, expected a finite number above 0, or None")
+        for field in (field for field in fields(self) if self.grouping == "slot-mlp" and field.name in _ABLATIONS):
+            if getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name}: got {getattr(self, field.name)!r}, expected {field.default!r} with "
+                    "grouping='slot-mlp', which has no Slot Attention"
+                )
         if self.softmax_over == "inputs" and self.aggregation != "sum":
             raise ValueError(f"aggregation: got {self.aggregation!r}, expected 'sum' with softmax_over='inputs'")
         if self.eps_in == "denominator" and self.aggregation != "mean":
