@@ -10,7 +10,7 @@ from slotattn_fast.data.errors import DataError
 from slotattn_fast.data.generated import sampler
 from slotattn_fast.data.prepare import generate
 from slotattn_fast.report.contact_sheet import GAP, write_contact_sheet
-from slotattn_fast.report.figures import NEUTRAL, PALETTE
+from slotattn_fast.report.page import NEUTRAL, PALETTE
 
 
 def sheet(data: str, tmp_path: Path) -> np.ndarray:

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from slotattn_fast.report import figures
-from slotattn_fast.report.figures import GAP, GROUP_GAP, HEADER, MARGIN, NEUTRAL, PALETTE, draw_slots, segmentation
+from slotattn_fast.report.figures import draw_slots
+from slotattn_fast.report.page import GAP, GROUP_GAP, HEADER, MARGIN, NEUTRAL, PALETTE, segmentation
 
 SIZE = 35
 SCALE = 4  # 140 // 35
@@ -96,4 +96,4 @@ def test_small_file(slots: int) -> None:
     noise = np.random.default_rng(0).normal(0, 0.02, (7, SIZE, SIZE, 3)).astype(np.float32)
     _, size = _draw(**{**scenes, "reconstructions": scenes["images"] + noise})
     assert size < 500_000
-    assert len(figures.PALETTE) >= slots
+    assert len(PALETTE) >= slots

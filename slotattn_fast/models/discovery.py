@@ -25,6 +25,19 @@ class DiscoveryOutput(NamedTuple):
     """[B, K, D]"""
 
 
+class Iterations(NamedTuple):
+    """What the slots are after each of T iterations; the rest as in `DiscoveryOutput`."""
+
+    reconstruction: Tensor
+    """[T, B, C, H, W]"""
+    rgb: Tensor
+    """[T, B, K, C, H, W]"""
+    masks: Tensor
+    """[T, B, K, 1, H, W]"""
+    attention: Tensor
+    """[T, B, K, h, w]: over the encoder's map, as it made these slots; a softmax over `softmax_over`."""
+
+
 class ObjectDiscovery(nn.Module):
     """Convolutional encoder, Slot Attention or the baseline in its place, spatial broadcast decoder.
 
@@ -79,15 +92,7 @@ class ObjectDiscovery(nn.Module):
                 grouping="slot-mlp", others than the configuration's, noise of another shape than `noise_shape` says,
                 or noise and a generator.
         """
-        size = self.config.image_size
-        if images.ndim != 4 or images.shape[1:] != (self.config.image_channels, size, size):
-            raise ValueError(
-                f"images: got shape {tuple(images.shape)}, expected [B, {self.config.image_channels}, {size}, {size}]"
-            )
-        slots = self._slots(self.encoder(images), num_slots, iters, generator, noise)
-        rgb, logits = self.decoder(slots)
-        masks = logits.softmax(dim=1)
-        return DiscoveryOutput((masks * rgb).sum(dim=1), rgb, masks, slots)
+        return self._draw(self._slots(self._tokens(images), num_slots, iters, generator, noise))
 
     def loss(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """What training minimises: the mean squared error of the reconstruction over all elements, a scalar.
@@ -100,11 +105,52 @@ class ObjectDiscovery(nn.Module):
         """
         return nn.functional.mse_loss(self(images, noise=noise).reconstruction, images)
 
+    @torch.no_grad()
+    def iterations(self, images: Tensor, iters: int | None = None, noise: Tensor | None = None) -> Iterations:
+        """What every iteration of Slot Attention attends to and what would be drawn after it, without gradients.
+
+        Args:
+            images: [B, C, H, W] in -1..1.
+            iters: T, in place of the configuration's.
+            noise: as in `forward`.
+
+        Raises:
+            ValueError: grouping="slot-mlp", no iteration, or as in `forward`.
+
+        Source: the paper, Figures 3 and 20.
+        """
+        iters = self.config.iters if iters is None else iters
+        if self.config.grouping == "slot-mlp":
+            raise ValueError("iterations: got a model with grouping='slot-mlp', which has none; use forward")
+        if iters < 1:
+            raise ValueError(f"iters: got {iters}, expected at least 1")
+        tokens = self._tokens(images)
+        slots = self.slot_attention.initial_slots(tokens, self.config.num_slots, noise=noise)
+        every, attention = self.slot_attention(
+            tokens, iters=iters, slots_init=slots, return_attn="all", return_all_slots=True
+        )
+        drawn = [self._draw(slots) for slots in every]
+        return Iterations(
+            torch.stack([output.reconstruction for output in drawn]),
+            torch.stack([output.rgb for output in drawn]),
+            torch.stack([output.masks for output in drawn]),
+            attention.unflatten(-1, (self.encoder.size, self.encoder.size)),
+        )
+
     def noise_shape(self, batch_size: int) -> tuple[int, int, int] | None:
         """The shape [B, K, D] of the noise that a call draws for `batch_size` images; None if it draws none."""
         if self.config.grouping == "slot-mlp":
             return None
         return batch_size, self.config.num_slots, self.config.slot_dim
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, N, encoder_channels]"""
+        size = self.config.image_size
+        if images.ndim != 4 or images.shape[1:] != (self.config.image_channels, size, size):
+            raise ValueError(
+                f"images: got shape {tuple(images.shape)}, expected [B, {self.config.image_channels}, {size}, {size}]"
+            )
+        return self.encoder(images)
 
     def _slots(
         self,
@@ -133,6 +179,11 @@ class ObjectDiscovery(nn.Module):
                 slots = self.slot_attention(tokens, iters=iters - 1, slots_init=slots)
             iters = 1
         return self.slot_attention(tokens, iters=iters, slots_init=slots)
+
+    def _draw(self, slots: Tensor) -> DiscoveryOutput:
+        rgb, logits = self.decoder(slots)
+        masks = logits.softmax(dim=1)
+        return DiscoveryOutput((masks * rgb).sum(dim=1), rgb, masks, slots)
 
 
 def _slot_attention(config: DiscoveryConfig) -> SlotAttention:

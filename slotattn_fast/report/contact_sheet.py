@@ -9,7 +9,7 @@ from slotattn_fast.atomic import atomic_write
 from slotattn_fast.data.catalogue import prepared_folder
 from slotattn_fast.data.prepared import open_prepared
 from slotattn_fast.data.split import open_split
-from slotattn_fast.report.figures import NEUTRAL, PALETTE
+from slotattn_fast.report.page import NEUTRAL, PALETTE
 
 COLUMNS, ROWS = 8, 3
 GAP = 4
