@@ -45,6 +45,14 @@ def test_each_iteration_is_where_a_shorter_run_ends(implicit: bool) -> None:
     assert len(model.iterations(IMAGES).masks) == TINY.iters
 
 
+def test_other_slots_of_a_generator() -> None:
+    model = ObjectDiscovery(TINY)
+    images, seed = IMAGES.float(), torch.Generator()
+    output = model(images, num_slots=5, generator=seed.manual_seed(1))
+    every = model.iterations(images, num_slots=5, generator=seed.manual_seed(1))
+    torch.testing.assert_close(every.masks[-1], output.masks)
+
+
 def test_attention_lies_on_the_encoders_map() -> None:
     """Row by row, and is the reference's."""
     model = ObjectDiscovery(TINY).double()

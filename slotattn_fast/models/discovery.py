@@ -106,13 +106,21 @@ class ObjectDiscovery(nn.Module):
         return nn.functional.mse_loss(self(images, noise=noise).reconstruction, images)
 
     @torch.no_grad()
-    def iterations(self, images: Tensor, iters: int | None = None, noise: Tensor | None = None) -> Iterations:
+    def iterations(
+        self,
+        images: Tensor,
+        iters: int | None = None,
+        noise: Tensor | None = None,
+        *,
+        num_slots: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterations:
         """What every iteration of Slot Attention attends to and what would be drawn after it, without gradients.
 
         Args:
             images: [B, C, H, W] in -1..1.
             iters: T, in place of the configuration's.
-            noise: as in `forward`.
+            noise, num_slots, generator: as in `forward`.
 
         Raises:
             ValueError: grouping="slot-mlp", no iteration, or as in `forward`.
@@ -125,7 +133,8 @@ class ObjectDiscovery(nn.Module):
         if iters < 1:
             raise ValueError(f"iters: got {iters}, expected at least 1")
         tokens = self._tokens(images)
-        slots = self.slot_attention.initial_slots(tokens, self.config.num_slots, noise=noise)
+        num_slots = self.config.num_slots if num_slots is None else num_slots
+        slots = self.slot_attention.initial_slots(tokens, num_slots, generator, noise)
         every, attention = self.slot_attention(
             tokens, iters=iters, slots_init=slots, return_attn="all", return_all_slots=True
         )
