@@ -157,6 +157,26 @@ def fits_on_chip(
     return served and block_d >= 64 and held <= 128 << 10
 
 
+class MixtureConfig(NamedTuple):
+    """The launch of a kernel of mixture.py: a program takes `block_n` pixels of an image with all their slots."""
+
+    block_n: int
+    block_k: int
+    num_warps: int
+
+
+def mixture_config(K: int, C: int, warp_size: int = 32) -> MixtureConfig:
+    """The launch for K slots with C channels and a logit each.
+
+    32 elements a thread, so that several loads are under way at once, and 32 pixels or more, which lie together in
+    memory. `warp_size` as in `update_config`.
+    """
+    block_k = next_power_of_2(K)
+    elements = block_k * next_power_of_2(C + 1)  # of a pixel
+    block_n = max(32, 4096 // elements)
+    return MixtureConfig(block_n, block_k, num_warps=block_n * elements // 32 // warp_size)
+
+
 def next_power_of_2(n: int) -> int:
     """The smallest that is at least n."""
     return 1 << max(n - 1, 0).bit_length()

@@ -12,6 +12,8 @@ MINIMUM_TRITON = (3, 6)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_WIDTH = 512  # of an input
 MAX_COLUMNS = 64  # slots times heads, both rounded up to powers of two
+MAX_MIXTURE_SLOTS = 64
+MAX_CHANNELS = 4  # of an image
 
 
 def why_not(
@@ -27,15 +29,14 @@ def why_not(
 
     On a CPU they can where TRITON_INTERPRET=1 was set before Triton was imported.
     """
-    interpreted = device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    if device_type != "cuda" and not interpreted:  # ROCm's devices are of type "cuda", too
-        return f"the inputs are on {device_type!r}, and Triton kernels need a CUDA or ROCm device"
+    if reason := _why_not_device("inputs", device_type):
+        return reason
     if softmax_over != "slots":
         return f"softmax_over={softmax_over!r}, and the kernels have the softmax over the slots alone"
     if aggregation not in ("mean", "sum"):
         return f"aggregation={aggregation!r}, and the kernels have the weighted mean and the weighted sum alone"
-    if dtype not in DTYPES:
-        return f"the inputs are {dtype}, and the kernels compute in float32"
+    if reason := _why_not_dtype("inputs", dtype):
+        return reason
     if input_dim > MAX_WIDTH:
         return f"the inputs have width {input_dim}, and the kernels take {MAX_WIDTH} at most"
     columns = min(MAX_COLUMNS, MAX_QUERY_BYTES // (next_power_of_2(input_dim) * dtype.itemsize))
@@ -46,6 +47,28 @@ def why_not(
             f"with which the kernels take {most} slots at most"
         )
     return _why_not_installed()
+
+
+def why_not_mixture(device_type: str, dtype: torch.dtype, num_slots: int, channels: int) -> str | None:
+    """Why the kernels of mixture.py cannot serve maps of K slots for images of C channels; None if they can."""
+    if reason := _why_not_device("maps", device_type) or _why_not_dtype("maps", dtype):
+        return reason
+    if num_slots > MAX_MIXTURE_SLOTS:
+        return f"the maps are of {num_slots} slots, and the kernels take {MAX_MIXTURE_SLOTS} at most"
+    if channels > MAX_CHANNELS:
+        return f"the images have {channels} channels, and the kernels take {MAX_CHANNELS} at most"
+    return _why_not_installed()
+
+
+def _why_not_device(name: str, device_type: str) -> str | None:
+    interpreted = device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if device_type == "cuda" or interpreted:  # ROCm's devices are of type "cuda", too
+        return None
+    return f"the {name} are on {device_type!r}, and Triton kernels need a CUDA or ROCm device"
+
+
+def _why_not_dtype(name: str, dtype: torch.dtype) -> str | None:
+    return None if dtype in DTYPES else f"the {name} are {dtype}, and the kernels compute in float32"
 
 
 @cache

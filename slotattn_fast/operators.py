@@ -118,13 +118,13 @@ def _register(backend: str, kept: tuple[str, ...]) -> None:
         saved, weights = every[:num_saved], every[num_saved:]
         tensors = (*saved[:2], *weights)
         needs = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[4 : 4 + len(weights)])
-        if _composite_is_due(d_states):
+        if composite_is_due(d_states):
             mask, slot_mask = saved[2:4]
 
             def again(inputs: Tensor, slots: Tensor, *weights: Tensor) -> tuple[Tensor]:
                 return (composite(inputs, slots, mask, slot_mask, Weights(*weights), ctx.s),)
 
-            grads = _gradients_of(again, tensors, needs, (d_states,), torch.is_grad_enabled())
+            grads = gradients_of(again, tensors, needs, (d_states,), torch.is_grad_enabled())
         else:
             outputs = getattr(torch.ops.slotattn_fast, f"{backend}_backward")(
                 d_states, *saved, *weights, *ctx.s, needs[0]
@@ -135,7 +135,7 @@ def _register(backend: str, kept: tuple[str, ...]) -> None:
     torch.library.register_autograd(forward_name, differentiate, setup_context=setup_context)
 
 
-def _gradients_of(
+def gradients_of(
     composite: Callable[..., tuple[Tensor, ...]],
     tensors: tuple[Any, ...],
     needs: tuple[bool, ...],
@@ -160,7 +160,7 @@ def _placed(grads: list[Tensor], tensors: tuple[Any, ...], needs: tuple[bool, ..
     return [grad if need else None for grad, need in zip(every, needs, strict=True)]
 
 
-def _composite_is_due(d_output: Tensor) -> bool:
+def composite_is_due(d_output: Tensor) -> bool:
     """Whether a backward pass is to be differentiable itself, or batched (is_grads_batched=True)."""
     if torch.compiler.is_compiling():
         return False
@@ -204,7 +204,7 @@ def _map_differentiate(ctx: Any, d_map: Tensor) -> tuple[Tensor | None, ...]:
     def again(inputs: Tensor, slots: Tensor, *weights: Tensor) -> tuple[Tensor]:
         return (attention_maps(inputs, slots, mask, slot_mask, Weights(*weights), ctx.s, "slots", ctx.attn_over),)
 
-    grads = _gradients_of(again, (inputs, slots, *weights), needs, (d_map,), torch.is_grad_enabled())
+    grads = gradients_of(again, (inputs, slots, *weights), needs, (d_map,), torch.is_grad_enabled())
     return *grads[:2], None, None, None, *grads[2:], *[None] * len(ctx.s), None
 
 
@@ -252,12 +252,12 @@ def _absorb_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tenso
 
 def _absorb_differentiate(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
     saved, needs = ctx.saved_tensors, ctx.needs_input_grad[:-2]
-    if _composite_is_due(d_outputs[0]):
+    if composite_is_due(d_outputs[0]):
 
         def again(*projections: Tensor) -> tuple[Tensor, ...]:
             return slot_update.absorb(Projections(*projections), ctx.heads, ctx.scale)
 
-        return *_gradients_of(again, saved, needs, d_outputs, torch.is_grad_enabled()), None, None
+        return *gradients_of(again, saved, needs, d_outputs, torch.is_grad_enabled()), None, None
     grads = torch.ops.slotattn_fast.triton_absorb_backward(*d_outputs, *saved, ctx.heads, ctx.scale)
     return *_placed(grads, saved, needs), None, None
 
