@@ -42,20 +42,24 @@ class SpatialBroadcastDecoder(nn.Module):
         super().__init__()
         self.image_size = image_size
         self.broadcast = SpatialBroadcast(slot_dim, channels, 5, strides[0], broadcast_size)
-        layers: list[nn.Module] = [nn.ReLU(inplace=True)]
+        layers: list[nn.Module] = [nn.Identity()]  # the first layer's ReLU is in `broadcast`
         for stride in strides[1:]:
             layers += [SameConvTranspose2d(channels, channels, 5, stride), nn.ReLU(inplace=True)]
         layers.append(SameConvTranspose2d(channels, out_channels + 1, output_kernel, output_stride))
         self.convolutions = nn.Sequential(*layers)
 
     def forward(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self.convolutions(self.broadcast(slots.flatten(0, 1)))
-        maps = maps[..., : self.image_size, : self.image_size].unflatten(0, slots.shape[:2])
+        maps = self.maps(slots)
         return maps[:, :, :-1], maps[:, :, -1:]
+
+    def maps(self, slots: Tensor) -> Tensor:
+        """Slots [B, K, D] -> [B, K, C + 1, H, W]: colours, then the mask logit."""
+        maps = self.convolutions(self.broadcast(slots.flatten(0, 1)))
+        return maps[..., : self.image_size, : self.image_size].unflatten(0, slots.shape[:2])
 
 
 class SpatialBroadcast(nn.Module):
-    """Vectors [M, D] -> [M, C, H, W]: copied to every place, position embedding, first transposed convolution.
+    """Vectors [M, D] -> [M, C, H, W]: copied to every place, position embedding, first transposed convolution, ReLU.
 
     Computed without the copies. The convolution is linear, so that of the position embedding, which all vectors share,
     is done once. That of a vector which is the same everywhere is, at each output, the sum of those taps that fall on
@@ -78,6 +82,10 @@ class SpatialBroadcast(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         taps = (vectors @ self.convolution.weight.flatten(1)).unflatten(1, (-1, self.covered.shape[1]))
-        copied = (self.covered @ taps.mT).unflatten(1, (self.out_size, self.out_size)).permute(0, 3, 1, 2)
         embedding = self.position_embedding(vectors.new_zeros(())).permute(2, 0, 1)[None]
-        return copied + self.convolution(embedding)
+        shared = self.convolution(embedding).flatten(2).mT  # [1, H * W, C]
+        maps = self.covered @ taps.mT  # [M, H * W, C]
+        # In place, and before these are seen as maps: autograd copies what is changed through a view, and PyTorch's sum
+        # over M, the gradient to `shared`, is 20 times slower on a CPU in the order of the maps.
+        maps += shared
+        return maps.relu_().unflatten(1, (self.out_size, self.out_size)).permute(0, 3, 1, 2)
