@@ -7,8 +7,11 @@ from typing import get_args
 
 import pytest
 import torch
+from torch import Tensor
 
 from slotattn_fast import reference
+from slotattn_fast.mixture import reconstruction_loss
+from slotattn_fast.models import discovery
 from slotattn_fast.models.discovery import ObjectDiscovery
 from slotattn_fast.models.discovery_config import DiscoveryConfig
 
@@ -53,11 +56,28 @@ def test_the_loss_is_the_mean_squared_error_of_the_reconstruction() -> None:
     model = ObjectDiscovery(TINY).double()
     images, noise = IMAGES.double(), torch.randn(2, 3, 8, dtype=torch.float64)
     expected = (model(images, noise=noise).reconstruction - images).square().mean()
-    torch.testing.assert_close(model.loss(images, noise), expected)
+    loss = model.loss(images, noise)
+    torch.testing.assert_close(loss, expected)
+    parameters = list(model.parameters())
+    torch.testing.assert_close(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters))
     torch.manual_seed(5)
     drawn = model.loss(images)
     torch.manual_seed(5)
     torch.testing.assert_close(drawn, model.loss(images, torch.randn(2, 3, 8, dtype=torch.float64)))
+
+
+def test_the_loss_is_fused_on_the_configured_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def record(maps: Tensor, images: Tensor, backend: str) -> Tensor:
+        calls.append((maps.shape, backend))
+        return reconstruction_loss(maps, images, backend)
+
+    monkeypatch.setattr(discovery, "reconstruction_loss", record)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ObjectDiscovery(replace(TINY, backend="torch")).loss(IMAGES)
+    assert calls == [((2, 3, 4, 11, 11), "torch")]
+    assert loss.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("implicit", "iters"), [(False, 3), (True, 3), (True, 1), (True, 0)])

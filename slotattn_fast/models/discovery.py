@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from slotattn_fast.mixture import reconstruction_loss
 from slotattn_fast.models.decoder import SpatialBroadcastDecoder
 from slotattn_fast.models.discovery_config import DiscoveryConfig
 from slotattn_fast.models.encoder import Encoder
@@ -101,9 +102,11 @@ class ObjectDiscovery(nn.Module):
             images: [B, C, H, W] in -1..1.
             noise: as in `forward`.
 
-        Raises ValueError as `forward` does. Source: the paper, section 3.1.
+        Returns it in float32, or in float64 of a model in that type, also under autocast. Raises ValueError as
+        `forward` does. Source: the paper, section 3.1.
         """
-        return nn.functional.mse_loss(self(images, noise=noise).reconstruction, images)
+        slots = self._slots(self._tokens(images), None, None, None, noise)
+        return reconstruction_loss(self.decoder.maps(slots), images, self.config.backend)
 
     @torch.no_grad()
     def iterations(
