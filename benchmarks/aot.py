@@ -7,14 +7,15 @@
     python -m benchmarks.aot --list           the ids: case/kernel/dtype/target
 
 It needs Triton and no torch. Rows of other Triton versions in aot.csv stay as they are. Asserted are: no stack, shared
-memory within the target's limit, tensor cores for half types, on sm_90 wgmma for bf16 and asynchronous copies of 16
-bytes, no fp64 arithmetic, no atomics; with --check also no more than 5 % more instructions in the main loop, and no
-fewer programs at once, than in aot.csv. On sm_80 Triton copies asynchronously only where it pipelines, and a block that
-goes into one dot as it is and into another transposed is none that it pipelines there: counted, not asserted.
+memory within the target's limit, no fp64 arithmetic, no atomics; of kernels with dots, tensor cores for half types, and
+on sm_90 wgmma for bf16 and asynchronous copies of 16 bytes; with --check also no more than 5 % more instructions in the
+main loop, and no fewer programs at once, than in aot.csv. On sm_80 Triton copies asynchronously only where it
+pipelines, and a block that goes into one dot as it is and into another transposed is none that it pipelines there:
+counted, not asserted.
 
 Issue time is what a multiprocessor needs to issue the main loop's instructions, 4 warps' a clock: tiles / 132 * loop
-instructions a warp * warps / 4 / 1.755 GHz. Memory time is that of the inputs, and of their gradient where it is
-written, at 4.3 TB/s.
+instructions a warp * warps / 4 / 1.755 GHz; where there is no loop, the whole kernel's. Memory time is that of the
+inputs (of the decoder's maps and the images), and of their gradient where it is written, at 4.3 TB/s.
 """
 
 import argparse
@@ -32,12 +33,12 @@ from .aot_rows import (
     BANDWIDTH,
     CLOCK,
     ISSUED,
-    ITEMSIZE,
     KNOWN,
     QUICK,
     TIMED_TARGET,
     VARIANTS,
     Known,
+    Launch,
     Row,
     rows,
 )
@@ -67,7 +68,7 @@ def measure(row: Row, triton: str) -> Result:
     variant, launch, target = VARIANTS[row.variant], row.launch(), TARGETS[row.target]
     result: dict[str, Any] = dict(zip(KEY, (row.case.id, row.variant, row.dtype, row.target, triton), strict=True))
     warps = launch.options["num_warps"]
-    result |= {"block": launch.arguments.get("BLOCK_N", ""), "warps": warps}
+    result |= {"block": launch.arguments.get("BLOCK_N") or launch.arguments.get("BN", ""), "warps": warps}
     result |= {"stages": launch.options.get("num_stages", ""), "error": ""}
     try:
         code = compile_apart(variant.module, variant.kernel, launch.arguments, launch.options, row.target)
@@ -80,20 +81,26 @@ def measure(row: Row, triton: str) -> Result:
         "programs_per_sm": programs_per_multiprocessor(code, warps, target),
         **{name: getattr(code, name) for name in ("wgmma", "mma", "mfma", "async16", "fp64", "atomics")},
         "instructions": code.instructions,
-        "loop_instructions": code.loop,
-        **times(row, code, launch.tiles, warps),
+        "loop_instructions": body(row, code),
+        **times(row, code, launch),
         "loop_kinds": grouped(code.kinds) if row.target == TIMED_TARGET else "",
     }
     return {name: str(value) for name, value in result.items()}
 
 
-def times(row: Row, code: Code, tiles: int, warps: int) -> dict[str, str]:
+def body(row: Row, code: Code) -> int:
+    """The instructions of the main loop; of a timed kernel that has none, all."""
+    return code.loop or (code.instructions if VARIANTS[row.variant].units else 0)
+
+
+def times(row: Row, code: Code, launch: Launch) -> dict[str, str]:
     """Issue and memory time in microseconds, and their ratio; empty where they say nothing."""
     units = VARIANTS[row.variant].units
-    if row.target != TIMED_TARGET or not units or not code.loop:
+    if row.target != TIMED_TARGET or not units:
         return {"issue_us": "", "memory_us": "", "issue_over_memory": ""}
-    issue = tiles / TARGETS[row.target].multiprocessors * code.loop * warps / ISSUED / CLOCK
-    memory = units * row.case.B * row.case.N * row.case.D_in * ITEMSIZE[row.dtype] / BANDWIDTH
+    multiprocessors, warps = TARGETS[row.target].multiprocessors, launch.options["num_warps"]
+    issue = launch.tiles / multiprocessors * body(row, code) * warps / ISSUED / CLOCK
+    memory = units * launch.unit / BANDWIDTH
     return {
         "issue_us": f"{1e6 * issue:.1f}",
         "memory_us": f"{1e6 * memory:.1f}",
@@ -106,8 +113,8 @@ def violations(result: Result, committed: Result | None) -> list[tuple[str, str]
     if result["error"]:
         return [("error", f"it does not compile: {result['error']}")]
     r = {name: int(value) for name, value in result.items() if value.isdigit()}
-    target, half = TARGETS[result["target"]], result["dtype"] != "fp32"
-    hopper = result["target"] == "sm_90"
+    target, hopper = TARGETS[result["target"]], result["target"] == "sm_90"
+    dots = VARIANTS[result["kernel"]].dots
     found = []
 
     def expect(holds: bool, column: str, sentence: str) -> None:
@@ -121,9 +128,9 @@ def violations(result: Result, committed: Result | None) -> list[tuple[str, str]
         "shared_bytes",
         f"{r['shared_bytes']} bytes of shared memory, and the target has {target.shared_limit}",
     )
-    if half:
+    if dots and result["dtype"] != "fp32":
         expect(r["wgmma"] + r["mma"] + r["mfma"] > 0, "mma", "no tensor-core instruction")
-    if hopper and result["dtype"] == "bf16":
+    if dots and hopper and result["dtype"] == "bf16":
         expect(r["wgmma"] > 0, "wgmma", "no wgmma")
     if hopper and VARIANTS[result["kernel"]].looped:
         expect(r["async16"] > 0, "async16", "no asynchronous copy of 16 bytes")

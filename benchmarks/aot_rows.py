@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import isqrt
 from typing import Any, NamedTuple
 
 from .machine_code import TARGETS, kernel_module
@@ -18,6 +19,7 @@ MAPS = ("map", "map over inputs")
 ON_CHIP = ("on chip",)
 EXTREMES = ("forward", "backward, inputs")  # the least and the most that a program holds
 SLOTS = ("absorb", "first query", "update", "update, backward", "first query, backward", "absorb, backward")
+MIXTURE = ("mixture", "mixture, backward")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Case:
     mask: bool = False
     slot_mask: bool = False
     norm: bool = True
-    nchw: bool = False  # the inputs are the view of a feature map in NCHW memory
+    nchw: bool = False  # the inputs are the view of a feature map in NCHW memory; the decoder's maps alike
     scalars: str = "fp32"  # type of the scalars: fp64 where Inductor launches
     variants: tuple[str, ...] = PASSES
     dtypes: tuple[str, ...] = ("bf16",)
@@ -83,6 +85,13 @@ CASES = (
     Case("width 128", D_in=128, D=128, hidden=256, variants=SLOTS, dtypes=("fp32",)),
     Case("heads 4", heads=4, variants=SLOTS, dtypes=("fp32",)),
     Case("fp64 scalars", scalars="fp64", variants=SLOTS, dtypes=("fp32",)),
+    # At the end of the decoder.
+    Case("discovery", variants=MIXTURE, dtypes=("bf16", "fp32"), targets=EVERY_TARGET),
+    Case("multi-dsprites", N=4096, D_in=32, K=6, variants=MIXTURE, dtypes=("bf16", "fp32"), targets=EVERY_TARGET),
+    Case("tetrominoes", N=1225, D_in=32, K=4, variants=MIXTURE, dtypes=("bf16", "fp32"), targets=EVERY_TARGET),
+    Case("slots 64", K=64, variants=MIXTURE),
+    Case("feature map", nchw=True, variants=MIXTURE),
+    Case("fp64 scalars", scalars="fp64", variants=MIXTURE),
 )
 
 # Few, and each assertion is made of one at least: what the tests compile.
@@ -92,6 +101,7 @@ QUICK = (
     r"discovery/forward/(fp32|fp16)/sm_90",
     r"fp64 scalars/(forward, first|backward, inputs)/bf16/sm_90",
     r"discovery/(absorb|update|absorb, backward)/fp32/sm_90",
+    r"discovery/mixture(, backward)?/bf16/.*",
 )
 
 # The loops of these are counted against the memory, on the target whose clock and memory are known.
@@ -108,14 +118,18 @@ class Variant(NamedTuple):
     kernel: str
     launch: Callable[["Case", str, str], "Launch"]
     arguments: dict[str, Any] = {}  # noqa: RUF012
-    units: int = 0  # how often it passes over B * N * D_in elements in memory, reading or writing
+    units: int = 0  # how often it passes over the launch's `unit` of memory, reading or writing
     looped: bool = True  # over blocks of inputs, which are to be copied while others are worked on
+    dots: bool = True
 
 
 class Launch(NamedTuple):
     arguments: dict[str, Any]  # by parameter, more than a kernel takes
     options: dict[str, Any]  # num_warps and so on
-    tiles: int  # how often the main loop's body runs: blocks of inputs in all; iterations of images on the chip
+    # How often the main loop's body runs: blocks of inputs in all; iterations of images on the chip; programs without a
+    # loop.
+    tiles: int
+    unit: int = 0  # bytes of the inputs, or of all that the kernels of the decoder's end move
 
 
 def attend_launch(case: Case, dtype: str, target: str, which: str = "forward") -> Launch:
@@ -139,7 +153,7 @@ def attend_launch(case: Case, dtype: str, target: str, which: str = "forward") -
     arguments |= {"stride_xb": N * D_in, "stride_xn": stride_n, "stride_xd": stride_d}
     arguments |= {"B": B, "N": N, "K": K, "H": case.heads, "blocks": config.blocks, "splits": config.splits}
     arguments |= {"D_IN": D_in, "T": min(case.T, at_once), "ADD": False, "NORM": case.norm, "PRECISION": "ieee"}
-    return Launch(arguments, options, -(-N // config.block_n) * B)
+    return Launch(arguments, options, -(-N // config.block_n) * B, B * N * D_in * ITEMSIZE[dtype])
 
 
 def map_launch(case: Case, dtype: str, target: str) -> Launch:
@@ -195,9 +209,31 @@ def slots_launch(case: Case, dtype: str, target: str) -> Launch:
 def on_chip_launch(case: Case, dtype: str, target: str) -> Launch:
     """Of the kernel that holds an image on the chip over all iterations."""
     block_n, launch = kernel_module("launch").ON_CHIP_INPUTS, slots_launch(case, "fp32", target)
-    arguments: dict[str, Any] = attend_launch(case, dtype, target).arguments | launch.arguments
+    inputs = attend_launch(case, dtype, target)
+    arguments: dict[str, Any] = inputs.arguments | launch.arguments
     arguments |= {"states": "*fp32", "queries": "*fp32", "BLOCKS": -(-case.N // block_n), "BLOCK_N": block_n}
-    return Launch(arguments, {**launch.options, "enable_fp_fusion": True}, case.B * case.T)
+    return Launch(arguments, {**launch.options, "enable_fp_fusion": True}, case.B * case.T, inputs.unit)
+
+
+def mixture_launch(case: Case, dtype: str, target: str, passes: int = 1) -> Launch:
+    """Of the kernels at the decoder's end, for square images of 3 channels; they pass over the maps so often."""
+    B, N, K, C = case.B, case.N, case.K, 3
+    config = kernel_module("launch").mixture_config(K, C, TARGETS[target].warp_size)
+    stride_c, stride_w, together = (N, 1, 1) if case.nchw else (1, C + 1, C + 1)
+    strides = {"b": K * (C + 1) * N, "k": (C + 1) * N, "h": isqrt(N) * stride_w, "w": stride_w}
+    arguments: dict[str, Any] = {
+        **dict.fromkeys(("maps", "d_maps"), f"*{dtype}"),
+        **dict.fromkeys(("images", "partials", "d_loss"), "*fp32"),
+        **{f"stride_{x}{name}": stride // together for x in "md" for name, stride in strides.items()},
+        **{f"stride_{x}c": stride_c for x in "md"},
+        "scale": case.scalars,
+    }
+    arguments |= {"stride_ib": C * N, "stride_ic": 1, "stride_ih": isqrt(N) * C, "stride_iw": C}
+    arguments |= {"K": K, "N": N, "W": isqrt(N), "tiles": -(-N // config.block_n), "C": C, "FLAT": True}
+    arguments |= {"TOGETHER": together, "TOGETHER_D": together, "BN": config.block_n, "BK": config.block_k}
+    options = {"num_warps": config.num_warps, "enable_fp_fusion": True}
+    moved = B * N * (passes * K * (C + 1) * ITEMSIZE[dtype] + C * ITEMSIZE["fp32"])
+    return Launch(arguments, options, B * arguments["tiles"], moved)
 
 
 FORWARD, BACKWARD, MAP = "attend_fwd_kernel", "attend_bwd_kernel", "attend_map_kernel"
@@ -217,6 +253,10 @@ VARIANTS = {
     "update, backward": Variant("update_backward", "update_bwd_kernel", slots_launch, looped=False),
     "first query, backward": Variant("update_backward", "query_bwd_kernel", slots_launch, looped=False),
     "absorb, backward": Variant("absorb", "absorb_bwd_kernel", slots_launch, looped=False),
+    "mixture": Variant("mixture", "mixture_loss_fwd_kernel", mixture_launch, units=1, looped=False, dots=False),
+    "mixture, backward": Variant(
+        "mixture", "mixture_loss_bwd_kernel", partial(mixture_launch, passes=2), units=1, looped=False, dots=False
+    ),
 }
 
 

@@ -2,8 +2,9 @@
 
 LOOPS = ("discovery", "set prediction")
 HEAD = """Made by `python -m benchmarks.aot` from aot.csv beside it: {versions}. No GPU ran anything; the times are
-what the main loop's instructions take to issue on 132 multiprocessors at 1.755 GHz, and what the inputs (and the
-gradient in the last backward pass) take to move at 4.3 TB/s.
+what the main loop's instructions (all of them, where there is no loop) take to issue on 132 multiprocessors at 1.755
+GHz, and what the inputs (the decoder's maps and the images), and the gradient where it is written, take to move at 4.3
+TB/s.
 
 ## Main loops on sm_90, bf16
 """

@@ -1,13 +1,18 @@
 """The kernels compiled ahead of time: what must hold of their machine code, and no step back from the table."""
 
+import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
+from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from slotattn_fast.kernels import mixture_ops
 from slotattn_fast.kernels.launch import CallConfig
 from torch import Tensor
 
@@ -96,6 +101,7 @@ def test_violations(changed: dict[str, str], column: str) -> None:
     assert violations(good(wgmma="0", dtype="fp32"), good()) == []
     assert violations(good(loop_instructions="420"), good()) == []
     assert violations(good(stack_bytes="8", async16="0", target="gfx942"), good()) == []
+    assert violations(good(wgmma="0", async16="0", kernel="mixture"), good()) == []
     assert [name for name, _ in violations(good(**changed), good())] == [column]
 
 
@@ -192,6 +198,37 @@ def test_arguments_on_the_chip_are_those_of_the_launcher(id: str) -> None:
     shape = cost.Shape(case.B, case.N, case.D_in, case.K, case.D, case.T, torch.bfloat16)
     forward, _ = cost.plans(shape, config=CallConfig(case.B, on_chip=True))
     assert_compiled_alike(forward.launches[-1], Row(case, "on chip", "bf16", "sm_90"))
+
+
+@pytest.mark.parametrize("id", ["discovery", "multi-dsprites", "tetrominoes", "slots 64", "feature map"])
+def test_arguments_at_the_decoders_end_are_those_of_the_launchers(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in CASES if case.id == id and "mixture" in case.variants)
+    launches = {}
+
+    class Recorder:
+        def __init__(self, name: str) -> None:
+            self.name, self.kernel = name, getattr(mixture_ops, name)
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            def launch(*arguments: Any, **rest: Any) -> None:
+                options = {name: rest.pop(name) for name in [*rest] if name not in self.kernel.arg_names}
+                bound = inspect.signature(self.kernel.fn).bind(*arguments, **rest).arguments
+                launches[self.name] = cost.Launch(self.name, grid, bound, options)
+
+            return launch
+
+    for name in ("mixture_loss_fwd_kernel", "mixture_loss_bwd_kernel"):
+        monkeypatch.setattr(mixture_ops, name, Recorder(name))
+    size, order = isqrt(case.N), torch.contiguous_format if case.nchw else torch.channels_last
+    maps = torch.empty(case.B * case.K, 4, size, size, dtype=torch.bfloat16, device="meta", memory_format=order)
+    maps = maps.unflatten(0, (case.B, case.K))
+    images = torch.empty(case.B, 3, size, size, device="meta", memory_format=torch.channels_last)
+    mixture_ops.mixture_loss(maps, images)
+    mixture_ops.mixture_loss_backward(torch.empty((), device="meta"), maps, images)
+    for variant, launch in zip(("mixture", "mixture, backward"), launches.values(), strict=True):
+        row = Row(case, variant, "bf16", "sm_90")
+        assert_compiled_alike(launch, row)
+        assert launch.grid == (row.launch().tiles,)
 
 
 def assert_compiled_alike(launch: cost.Launch, row: Row) -> None:

@@ -61,6 +61,9 @@ CASES = [
     Case("expanded-pixels", layout=lambda x: cut(x)[..., :1, :1].expand(-1, -1, -1, 13, 11)),
     Case("every-other-slot", layout=lambda x: channels_last(x)[:, ::2], num_slots=3),
     Case("every-other-pixel", layout=lambda x: channels_last(x)[..., ::2], width=6),
+    Case("every-fourth-pixel", layout=lambda x: cut(x).contiguous()[..., ::4], width=3),
+    Case("overlapping-images", layout=lambda x: x.as_strided((2, 5, 4, 13, 11), (8, 660, 1, 44, 4))),
+    Case("first-channels", layout=lambda x: channels_last(x)[:, :, :4]),
     Case("last-channels", layout=lambda x: channels_last(x)[:, :, 1:], channels=2),
     Case("misaligned", layout=misaligned),
     Case("images-contiguous", layout=channels_last, images_layout=lambda x: x.contiguous()),
@@ -79,7 +82,7 @@ CASES = [
 ]
 # What a layout takes of the maps that it is given.
 TAKEN = {"every-other-slot": {"num_slots": 5}, "every-other-pixel": {"width": 11}, "last-channels": {"channels": 3}}
-TAKEN |= {"cropped-rows": {"height": 13}}
+TAKEN |= {"cropped-rows": {"height": 13}, "every-fourth-pixel": {"width": 12}, "first-channels": {"channels": 4}}
 
 
 def given(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
