@@ -56,18 +56,12 @@ def _launch(maps: Tensor, images: Tensor, d_maps: Tensor) -> tuple[dict[str, Any
 
 def _together(maps: Tensor) -> int:
     """How many channels of a pixel are moved at once: all, where they lie together in pieces of that size."""
-    _, _, channels, _, _ = maps.shape
-    others = [stride for i, stride in enumerate(_element_strides(maps)) if i != 2]
-    together = channels in (2, 4) and maps.stride(2) == 1 and all(stride % channels == 0 for stride in others)
-    return channels if together else 1
+    channels, strides = maps.shape[2], maps.stride()
+    in_pieces = all(stride % channels == 0 for i, stride in enumerate(strides) if i != 2)
+    return channels if channels in (2, 4) and strides[2] == 1 and in_pieces else 1
 
 
 def _strides(maps: Tensor) -> tuple[int, ...]:
     """As the kernels take them: all but that of the channels in units of what is moved at once."""
     together = _together(maps)
-    return tuple(stride if i == 2 else stride // together for i, stride in enumerate(_element_strides(maps)))
-
-
-def _element_strides(maps: Tensor) -> tuple[int, ...]:
-    """That of a dimension of size 1 means nothing."""
-    return tuple(0 if size == 1 else stride for size, stride in zip(maps.shape, maps.stride(), strict=True))
+    return tuple(stride if i == 2 else stride // together for i, stride in enumerate(maps.stride()))
