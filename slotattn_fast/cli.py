@@ -5,15 +5,13 @@ Only what parses the arguments is imported here, so that `slotattn --help` takes
 
 import contextlib
 import io
+import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 try:
-    from tyro.conf import Positional, arg
     from tyro.extras import SubcommandApp
 except ModuleNotFoundError as missing:
     sys.exit(f"slotattn: {missing}; the command line needs `pip install 'slotattn-fast[train]'`")
@@ -21,105 +19,13 @@ except ModuleNotFoundError as missing:
 import slotattn_fast
 from slotattn_fast.cli_data import DATA_COMMANDS, DataCommand, Generate, Prepare, run_data
 from slotattn_fast.cli_errors import UsageError
-from slotattn_fast.data.catalogue import prepared_folder
+from slotattn_fast.cli_eval import Eval, Show, run_eval, run_show
+from slotattn_fast.cli_train import Resume, TrainDiscovery
 from slotattn_fast.data.errors import DataError
-from slotattn_fast.train.config import PRESETS, BackendName, Device, TrainConfig
+from slotattn_fast.train.config import Device
 from slotattn_fast.train.errors import RunError
 
 DESCRIPTION = "Slot Attention: train it, measure it, look at it. `slotattn --version` prints the version."
-
-_FROM_PRESET = "(default: the preset's)"
-_OVERRIDE_N = arg(metavar="N", help_behavior_hint=_FROM_PRESET)
-
-
-@dataclass(frozen=True)
-class TrainDiscovery:
-    """Train the auto-encoder to find objects, measure FG-ARI and draw the slots."""
-
-    data: Annotated[str | None, arg(metavar="NAME|DIR", help_behavior_hint=_FROM_PRESET)] = None
-    """A data set that is generated while training, nothing is downloaded (tetrominoes, clevr, clevr-with-masks,
-    multi-dsprites-binarized, -colored-on-grayscale, -colored-on-colored), or a folder that `slotattn data prepare` or
-    `generate` made."""
-    preset: Literal["quick", "tetrominoes", "multi-dsprites", "clevr6"] = "quick"
-    """quick: a small model of Tetrominoes for a laptop, minutes on 2 CPU cores. The others: the paper's configurations,
-    batch 64, lr 4e-4, warm-up 10 000, decay 0.5 per 100 000, 500 000 steps. The options below change settings."""
-    max_objects: Annotated[int | None, arg(metavar="N", help_behavior_hint=_FROM_PRESET)] = None
-    """Leave out scenes with more objects; 6 makes CLEVR6 of CLEVR."""
-    greyscale: Annotated[bool, arg(help_behavior_hint="")] = False
-    """Train on images without colour."""
-    out: Path = Path("runs")
-    """Folder that the run folder is made in."""
-    name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: task-data-time)")] = None
-    """Name of the run folder; must be new."""
-    seed: int = 0
-    """Seed of weights, scenes and slot noise."""
-    steps: Annotated[int | None, _OVERRIDE_N] = None
-    """Training steps."""
-    batch_size: Annotated[int | None, _OVERRIDE_N] = None
-    """Images a step."""
-    lr: Annotated[float | None, arg(metavar="RATE", help_behavior_hint=_FROM_PRESET)] = None
-    """Learning rate at the end of the warm-up."""
-    num_slots: Annotated[int | None, _OVERRIDE_N] = None
-    """Slots K."""
-    iters: Annotated[int | None, _OVERRIDE_N] = None
-    """Slot Attention iterations T."""
-    device: Device = "auto"
-    """Where to train; auto is CUDA if there is any."""
-    backend: BackendName = "auto"
-    """Backend of Slot Attention; `slotattn info` tells which one auto takes."""
-
-    def config(self) -> TrainConfig:
-        """The preset with this command's overrides. Raises ValueError for a value that cannot be used."""
-        preset = PRESETS[self.preset]
-        given = {name: getattr(self, name) for name in ("max_objects", "steps", "batch_size", "lr")}
-        model = {"num_slots": self.num_slots, "iters": self.iters, "backend": self.backend}
-        if self.greyscale:
-            given["greyscale"], model["image_channels"] = True, 1
-        if self.data is not None:
-            # A folder is found again from wherever the run is resumed.
-            folder = prepared_folder(self.data)
-            given["data"] = self.data if folder is None else str(folder.resolve())
-        return replace(
-            preset,
-            seed=self.seed,
-            device=self.device,
-            model={**preset.model, **{name: value for name, value in model.items() if value is not None}},
-            **{name: value for name, value in given.items() if value is not None},
-        )
-
-    def folder(self) -> Path:
-        """The run folder. Raises ValueError for a name that is not one folder's name."""
-        data = Path(self.data or PRESETS[self.preset].data).name
-        name = self.name or f"discovery-{data}-{datetime.now():%Y%m%d-%H%M%S}"
-        if Path(name).name != name or name == "..":
-            raise ValueError(f"name: got {name!r}, expected the name of one folder, without separators; see --out")
-        return self.out / name
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Go on with a run that was stopped, exactly as if it had not been."""
-
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
-
-
-@dataclass(frozen=True)
-class _FinishedRun:
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
-    device: Annotated[Device | None, arg(metavar="{auto,cpu,cuda}", help_behavior_hint="(default: the run's)")] = None
-    """Where to run the model."""
-
-
-@dataclass(frozen=True)
-class Eval(_FinishedRun):
-    """Measure a finished run again on its held-out scenes; gives the same number."""
-
-
-@dataclass(frozen=True)
-class Show(_FinishedRun):
-    """Draw slots.png of a finished run again."""
 
 
 @dataclass(frozen=True)
@@ -159,16 +65,12 @@ def _run(command: Command) -> int:
     match command:
         case TrainDiscovery():
             return _train_discovery(command)
-        case Resume(run):
-            return _train(run)
-        case Eval(run, device):
-            from slotattn_fast.train import discovery
-
-            _print_evaluation(run, discovery.evaluate(run, device))
-        case Show(run, device):
-            from slotattn_fast.train import discovery
-
-            print(discovery.show(run, device))
+        case Resume(run, device, devices):
+            return _train(run, device, devices)
+        case Eval():
+            run_eval(command)
+        case Show():
+            run_show(command)
         case Info():
             _print_info()
         case _:
@@ -178,30 +80,38 @@ def _run(command: Command) -> int:
 
 def _train_discovery(command: TrainDiscovery) -> int:
     from slotattn_fast.train import discovery
+    from slotattn_fast.train.processes import by_the_first, connect, launched
 
-    try:
+    def create() -> Path:
         run = command.folder()
         discovery.create(command.config(), run)
+        return run
+
+    try:
+        run = by_the_first(connect(command.config()), create) if launched() else create()
     except ValueError as error:
         raise UsageError(error) from error
     return _train(run)
 
 
-def _train(run: Path) -> int:
+def _train(run: Path, device: Device | None = None, devices: int | None = None) -> int:
+    from slotattn_fast.report.tables import evaluation_line
     from slotattn_fast.train import discovery
     from slotattn_fast.train.loop import Stopped
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces precision and ranks
     try:
-        _print_evaluation(run, discovery.train(run))
+        config = discovery.configuration(run, device, devices)
+    except ValueError as error:
+        raise UsageError(error) from error
+    try:
+        result = discovery.train(run, config)
     except Stopped as stopped:
         return _fail(f"{stopped}; go on with `slotattn train resume {run}`", 128 + stopped.signal)
-    print(run / "slots.png")
+    if result is not None:
+        print(evaluation_line(str(run), result))
+        print(run / "slots.png")
     return 0
-
-
-def _print_evaluation(run: Path, result: dict[str, Any]) -> None:
-    counted = result["scenes"] - result["left_out"]
-    print(f"{run}: FG-ARI {result['fg_ari']:.4f} on {counted} held-out scenes, MSE {result['mse']:.5f}")
 
 
 def _print_info() -> None:

@@ -11,7 +11,7 @@ from slotattn_fast.train.checkpoint import Checkpoint, CheckpointError
 
 
 def _checkpoint(step: int) -> Checkpoint:
-    return Checkpoint(step, {"weight": torch.full((40, 40), float(step))}, {"state": {}, "param_groups": []})
+    return Checkpoint(step, {"weight": torch.full((40, 40), float(step))}, {"state": {}, "param_groups": []}, {"steps": 50})
 
 
 def _names(folder: Path) -> list[str]:
@@ -98,7 +98,7 @@ def test_all_damaged_is_an_error(tmp_path: Path) -> None:
 
 def test_foreign_file_is_refused(tmp_path: Path) -> None:
     torch.save({"format": 99, "step": 1, "model": {}, "optimizer": {}}, tmp_path / "step-00000001.pt")
-    with pytest.raises(CheckpointError, match="not a checkpoint of format 1"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of format 2"):
         checkpoint.load(tmp_path / "step-00000001.pt")
 
 
@@ -108,6 +108,6 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
             return (exec, ("raise SystemExit('the pickle ran')",))
 
     path = tmp_path / "step-00000001.pt"
-    torch.save({"format": 1, "step": 1, "model": Payload(), "optimizer": {}}, path)
+    torch.save({"format": 2, "step": 1, "model": Payload(), "optimizer": {}, "config": {}}, path)
     with pytest.raises(CheckpointError, match="UnpicklingError"):
         checkpoint.load(path)

@@ -18,8 +18,8 @@ from PIL import Image
 import slotattn_fast
 from slotattn_fast import cli
 from slotattn_fast.functional import BACKENDS
-from slotattn_fast.train import discovery
-from slotattn_fast.train.config import BackendName
+from slotattn_fast.models.discovery_config import BackendName
+from slotattn_fast.train import discovery_eval
 
 TINY = ["--steps", "3", "--batch-size", "2"]
 
@@ -44,7 +44,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shorter evaluation, for tests of something else."""
-    monkeypatch.setattr(discovery, "EVAL_SCENES", discovery.EVAL_BATCH)
+    monkeypatch.setattr(discovery_eval, "EVAL_SCENES", discovery_eval.EVAL_BATCH)
 
 
 def _files(run: Path) -> list[str]:
@@ -72,6 +72,7 @@ def test_exactly_these_files(finished: Path) -> None:
         "eval.json",
         "images",
         "images/step-00000003.png",
+        "lock",
         "metrics.csv",
         "model.safetensors",
         "slots.png",
@@ -82,7 +83,7 @@ def test_exactly_these_files(finished: Path) -> None:
 
 def test_contents_of_the_run_folder(finished: Path) -> None:
     config, env, result = (json.loads((finished / f"{name}.json").read_text()) for name in ("config", "env", "eval"))
-    assert (config["format"], config["preset"], config["steps"], config["batch_size"]) == (2, "quick", 3, 2)
+    assert (config["format"], config["preset"], config["steps"], config["batch_size"]) == (3, "quick", 3, 2)
     assert (env["torch"], env["threads"], env["device"]) == (torch.__version__, torch.get_num_threads(), "cpu")
     assert (result["scenes"], result["left_out"]) == (320, 0)
     assert -1 <= result["fg_ari"] <= 1
@@ -177,7 +178,7 @@ def _half_a_config(run: Path) -> None:
 
 def _other_format(run: Path) -> None:
     path = run / "config.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 99'))
+    path.write_text(path.read_text().replace('"format": 3', '"format": 99'))
 
 
 def _bad_value(run: Path) -> None:
@@ -208,7 +209,7 @@ def _unfinished(run: Path) -> None:
     [
         (_no_config, "config.json: missing"),
         (_half_a_config, "config.json: damaged"),
-        (_other_format, "format 99, expected 2"),
+        (_other_format, "format 99, expected 3"),
         (_bad_value, "config.json: damaged (steps: got 0"),
         (_unknown_model_field, "config.json: damaged"),
         (_truncated_weights, "model.safetensors: damaged"),

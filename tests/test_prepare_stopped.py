@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from functools import wraps
 from pathlib import Path
 
 import numpy as np
 import pytest
+from child import in_child
 from clevr_writer import write_published
 from test_clevr import SCENES
 from test_prepare import contents, draw_objects, write
@@ -70,19 +70,6 @@ def drawn(source, out):
 
 
 MAKERS = [from_file, from_clevr, drawn]
-
-
-def in_child(do):
-    """The exit code of a process that does this, 0 if it comes to its end; minus the signal if it was killed."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            do()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(99)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def dies(owner, name, call, when):

@@ -1,18 +1,25 @@
 """The training loop on a toy task: exact resume, signals, damage, and losses that are no longer finite."""
 
 import csv
+import io
 import os
+import resource
 import signal
+import sys
+import threading
 from collections.abc import Callable, Generator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import torch
+from child import in_child
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from slotattn_fast.train import checkpoint
 from slotattn_fast.train.config import PRESETS, TrainConfig, from_json
@@ -26,6 +33,7 @@ CONFIG = replace(
     batch_size=3,
     lr=0.05,
     warmup_steps=4,
+    decay="exponential",
     decay_steps=10,
     precision="32-true",
     log_every=2,
@@ -33,6 +41,10 @@ CONFIG = replace(
     checkpoint_every=5,
     seed=3,
 )
+
+# Children are forked here, and killed: no thread beside, and no lock that they share with this process.
+tqdm.monitor_interval = 0
+tqdm.set_lock(threading.RLock())
 
 
 class Toy:
@@ -48,17 +60,19 @@ class Toy:
         rng = np.random.default_rng([self.config.seed, 0, step])
         return torch.from_numpy(rng.standard_normal((self.config.batch_size, 5), dtype=np.float32))
 
-    def batches(self, start: int, device: torch.device) -> Generator[dict[str, Tensor]]:
+    def batches(self, start: int, fabric: Fabric) -> Generator[dict[str, Tensor]]:
         self.first = start
         for step in count(start):
-            yield {"images": self.batch(step).to(device)}
+            yield {"images": self.batch(step)}
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    def noise_shape(self, model: nn.Module) -> tuple[int, ...]:
+        return (self.config.batch_size, 5)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         images = batch["images"]
-        noise = torch.randn(images.shape, generator=generator)
         factor = self.during(self.first + self.losses)
         self.losses += 1
-        loss = (model(images + noise) - images).square().mean()
+        loss = (model(images + batch["noise"]) - images).square().mean()
         return loss if factor is None else loss * factor
 
     def draw(self, model: nn.Module, path: Path) -> None:
@@ -99,7 +113,7 @@ def test_uncut_run(tmp_path: Path) -> None:
     assert [int(row["step"]) for row in rows] == [2, 4, 5, 6, 8, 10, 12]
     for row in rows:
         # The row after n steps holds the rate of the last of them, whose number, counted from 0, is n - 1.
-        expected = learning_rate(int(row["step"]) - 1, base=0.05, warmup_steps=4, decay_steps=10, steps=CONFIG.steps)
+        expected = learning_rate(int(row["step"]) - 1, CONFIG)
         assert float(row["lr"]) == pytest.approx(expected, rel=1e-6)
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     saved = checkpoint.load(tmp_path / "checkpoints" / "step-00000012.pt")
@@ -116,7 +130,8 @@ def test_equals_a_plain_loop(tmp_path: Path) -> None:
     for step in range(CONFIG.steps):
         optimizer.param_groups[0]["lr"] = 0.05 * min(1, step / 4) * 0.5 ** (step / 10)
         generator = torch.Generator().manual_seed(seed_of(CONFIG.seed, TRAIN_NOISE, step))
-        task.loss(model, {"images": task.batch(step)}, generator).backward()
+        noise = torch.randn(3, 5, generator=generator)
+        task.loss(model, {"images": task.batch(step), "noise": noise}).backward()
         optimizer.step()
         optimizer.zero_grad()
     for name, value in model.state_dict().items():
@@ -160,6 +175,55 @@ def test_killed_run_resumes_bit_identical_and_with_whole_metrics(tmp_path: Path)
     ]
 
 
+@pytest.mark.parametrize("written", ["nothing", "half", "all"])
+def test_kill_during_a_save_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    """kill -9 while the second checkpoint is written: before, in the midst of, and after its bytes."""
+    uncut = _fit(tmp_path / "uncut", Toy(CONFIG))
+    save, calls = torch.save, []
+
+    def dies(state: object, file: BinaryIO) -> None:
+        calls.append(file)
+        if len(calls) == 1:
+            return save(state, file)
+        buffer = io.BytesIO()
+        save(state, buffer)
+        content = buffer.getvalue()
+        file.write(content[: {"nothing": 0, "half": len(content) // 2, "all": None}[written]])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(checkpoint.torch, "save", dies)
+    assert in_child(lambda: _fit(tmp_path / "cut", Toy(CONFIG))) == -signal.SIGKILL
+    monkeypatch.undo()
+    (saved,) = checkpoint.paths(tmp_path / "cut" / "checkpoints")
+    assert saved.name == "step-00000005.pt"
+    task = Toy(CONFIG)
+    _assert_same_weights(uncut, _fit(tmp_path / "cut", task))
+    assert task.first == 5
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_full_disk_keeps_the_checkpoints_and_is_named(tmp_path: Path) -> None:
+    uncut = _fit(tmp_path / "uncut", Toy(CONFIG))
+
+    def fills(step: int) -> None:
+        if step == 7:
+            (saved,) = checkpoint.paths(tmp_path / "cut" / "checkpoints")
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (saved.stat().st_size - 1,))
+
+    def until_full() -> None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (what pytest puts in its place is a file)
+        with pytest.raises(OSError, match="File too large") as error:
+            _fit(tmp_path / "cut", Toy(CONFIG, fills))
+        assert error.value.filename == str(tmp_path / "cut" / "checkpoints" / "step-00000010.pt")
+
+    assert in_child(until_full) == 0
+    (left,) = (tmp_path / "cut" / "checkpoints").iterdir()
+    assert left.name == "step-00000005.pt"
+    _assert_same_weights(uncut, _fit(tmp_path / "cut", Toy(CONFIG)))
+
+
 def test_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uncut = _fit(tmp_path, Toy(CONFIG))
     newest = tmp_path / "checkpoints" / "step-00000012.pt"
@@ -173,9 +237,26 @@ def test_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path: Path, capsys
 
 def test_checkpoints_of_another_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    checkpoint.save(tmp_path / "checkpoints", checkpoint.Checkpoint(1, {"other": torch.zeros(1)}, {}))
+    checkpoint.save(tmp_path / "checkpoints", checkpoint.Checkpoint(1, {"other": torch.zeros(1)}, {}, asdict(CONFIG)))
     with pytest.raises(RunError, match="of another model"):
         _fit(tmp_path, Toy(CONFIG))
+
+
+@pytest.mark.parametrize("key", ["log_every", "image_every", "checkpoint_every"])
+def test_what_does_not_change_the_result_may_change(tmp_path: Path, key: str) -> None:
+    _fit(tmp_path, Toy(replace(CONFIG, **{key: 3})))
+    _fit(tmp_path, Toy(replace(CONFIG, **{key: 4})))
+
+
+def test_a_changed_configuration_is_refused_and_named(tmp_path: Path) -> None:
+    _fit(tmp_path, Toy(CONFIG))
+    model = {**CONFIG.model, "iters": 2}
+    with pytest.raises(RunError) as error:
+        _fit(tmp_path, Toy(replace(CONFIG, lr=0.1, steps=20, model=model)))
+    assert str(error.value) == (
+        f"{tmp_path / 'config.json'}: not the configuration that the checkpoints were made with: lr was 0.05 and is "
+        "0.1; iters was 10 and is 2; steps was 12 and is 20; put that back, or train anew"
+    )
 
 
 def test_non_finite_loss_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -201,7 +282,11 @@ def test_infinite_moments_are_not_saved(tmp_path: Path) -> None:
         ({"steps": 0}, "steps: got 0, expected an integer of at least 1"),
         ({"steps": 2.5}, "steps: got 2.5"),
         ({"batch_size": -1}, "batch_size: got -1"),
-        ({"decay_steps": 0}, "decay_steps: got 0, expected an integer of at least 1, or None"),
+        ({"decay_steps": 0}, "decay_steps: got 0, expected an integer of at least 1"),
+        ({"decay": "cosine"}, "decay_steps: got 10, expected None with decay='cosine'"),
+        ({"decay": "linear"}, "decay: got 'linear', expected one of exponential, cosine, none"),
+        ({"devices": 2}, "batch_size: got 3, expected a multiple of devices=2"),
+        ({"compile": "yes"}, "compile: got 'yes', expected True or False"),
         ({"lr": -1e-3}, "lr: got -0.001"),
         ({"lr": float("nan")}, "lr: got nan"),
         ({"seed": -1}, "seed: got -1"),

@@ -4,7 +4,6 @@ All is written to DIR.partial, which is renamed to DIR at the end. After a stop,
 goes on from the last note in DIR.partial/progress.json, at most a few seconds of work before.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import slotattn_fast
-from slotattn_fast.atomic import atomic_write, naming, sync_folder
+from slotattn_fast.atomic import atomic_write, sync_folder
 from slotattn_fast.data.catalogue import CATALOGUE
 from slotattn_fast.data.clevr import ClevrScene, decode, read_clevr
 from slotattn_fast.data.clevr_published import CROP_LEFT, CROP_SIZE, CROP_TOP
@@ -35,6 +34,7 @@ from slotattn_fast.data.multi_object import label_map, read_scenes
 from slotattn_fast.data.prepared import FORMAT, MANIFEST, SPLITS, Prepared, open_prepared, sha256
 from slotattn_fast.data.resize import resize_image, resize_labels
 from slotattn_fast.data.row_file import RowFile, finish
+from slotattn_fast.lock import locked
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -127,7 +127,8 @@ def _make(
     about = {"name": name, "slotattn_fast": slotattn_fast.__version__, "source": source, "asked": counts}
     unfinished = out.with_name(f"{out.name}.partial")
     unfinished.mkdir(parents=True, exist_ok=True)
-    with _locked(unfinished):
+    in_use = DataError(f"{unfinished}: another process is writing to it; wait for that, or choose another --out")
+    with locked(unfinished / _LOCK, in_use):
         progress = _begin(unfinished, about)
         try:
             _write(unfinished, progress, sum(counts.values()), pieces)
@@ -267,30 +268,6 @@ def _note(unfinished: Path, progress: _Progress, files: dict[str, RowFile]) -> N
     with atomic_write(unfinished / _PROGRESS) as note:
         note.write(json.dumps(values).encode())
     progress.noted = progress.done
-
-
-@contextmanager
-def _locked(unfinished: Path) -> Iterator[None]:
-    """Keeps a second process from writing to the same folder."""
-    if os.name != "posix":
-        yield
-        return
-    import fcntl
-
-    # A file, open for writing: NFS locks neither folders nor what is open for reading.
-    lock = unfinished / _LOCK
-    with lock.open("w") as file:
-        try:
-            with naming(lock):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"{unfinished}: another process is writing to it; wait for that, or choose another --out"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
-                raise
-        yield
 
 
 def _clevr(name: str, source: Path, counts: dict[str, int], start: int) -> Iterator[_Piece]:

@@ -9,7 +9,7 @@ import torch
 from slotattn_fast.atomic import atomic_write
 from slotattn_fast.train.errors import RunError
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 2
 
 
@@ -23,6 +23,8 @@ class Checkpoint(NamedTuple):
     step: int
     model: dict[str, Any]
     optimizer: dict[str, Any]
+    config: dict[str, Any]
+    """`dataclasses.asdict` of the run's configuration."""
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 TaskName = Literal["discovery"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["32-true", "bf16-mixed"]
-BackendName = Literal["auto", "triton", "torch"]
+Decay = Literal["exponential", "cosine", "none"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,10 @@ class TrainConfig:
     """Learning rate that the warm-up ends at."""
     warmup_steps: int
     """Steps of linear warm-up from 0."""
+    decay: Decay
+    """How the rate falls: "exponential", halved every `decay_steps`; "cosine", to 0 at the last step; "none"."""
     decay_steps: int | None
-    """Steps in which the learning rate halves; None: it falls along a cosine to 0 at the last step."""
+    """Steps in which the learning rate halves, None unless `decay` is "exponential"."""
     precision: Precision
     """Lightning Fabric's name: "32-true", or "bf16-mixed" for bfloat16 autocast."""
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -45,6 +47,12 @@ class TrainConfig:
     """Of the weights, the scenes and the slot noise."""
     device: Device = "auto"
     """"cpu", "cuda", or "auto": CUDA where there is one."""
+    devices: int = 1
+    """GPUs of this machine, or processes on its CPU, that share a step's batch."""
+    compile: bool = False
+    """Compile the forward and backward pass with torch.compile."""
+    cuda_graph: bool = False
+    """Replay each step as one CUDA graph."""
     log_every: int = 50
     """Steps from one reading of the loss to the next."""
     image_every: int = 1000
@@ -58,6 +66,7 @@ class TrainConfig:
             ("batch_size", 1),
             ("warmup_steps", 0),
             ("seed", 0),
+            ("devices", 1),
             ("log_every", 1),
             ("image_every", 1),
             ("checkpoint_every", 1),
@@ -69,20 +78,29 @@ class TrainConfig:
             raise ValueError(f"data: got {self.data!r}, expected a data set's name or a folder")
         if self.max_objects is not None and (type(self.max_objects) is not int or self.max_objects < 1):
             raise ValueError(f"max_objects: got {self.max_objects!r}, expected an integer of at least 1, or None")
-        if type(self.greyscale) is not bool:
-            raise ValueError(f"greyscale: got {self.greyscale!r}, expected True or False")
-        if self.decay_steps is not None and (type(self.decay_steps) is not int or self.decay_steps < 1):
-            raise ValueError(f"decay_steps: got {self.decay_steps!r}, expected an integer of at least 1, or None")
+        for name in ("greyscale", "compile", "cuda_graph"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected True or False")
         if type(self.lr) not in (int, float) or not 0 < self.lr < math.inf:
             raise ValueError(f"lr: got {self.lr!r}, expected a finite number above 0")
         for name, choices in (
             ("task", get_args(TaskName)),
             ("device", get_args(Device)),
             ("precision", get_args(Precision)),
+            ("decay", get_args(Decay)),
         ):
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")
+        if self.decay == "exponential":
+            if type(self.decay_steps) is not int or self.decay_steps < 1:
+                raise ValueError(f"decay_steps: got {self.decay_steps!r}, expected an integer of at least 1")
+        elif self.decay_steps is not None:
+            raise ValueError(f"decay_steps: got {self.decay_steps!r}, expected None with decay={self.decay!r}")
+        if self.batch_size % self.devices:
+            raise ValueError(
+                f"batch_size: got {self.batch_size}, expected a multiple of devices={self.devices}, which share it"
+            )
 
 
 def from_json(values: Mapping[str, Any]) -> TrainConfig:
@@ -106,6 +124,7 @@ PAPER_TETROMINOES = TrainConfig(
     batch_size=64,
     lr=4e-4,
     warmup_steps=10_000,
+    decay="exponential",
     decay_steps=100_000,
     precision="32-true",
     image_every=10_000,
@@ -117,6 +136,15 @@ PAPER_MULTI_DSPRITES = replace(
     data="multi-dsprites-colored-on-grayscale",
     preset="multi-dsprites",
     model={"image_size": 64, "broadcast_size": 64, "num_slots": 6},
+)
+
+# Section 4.1, where K = 4.
+PAPER_MULTI_DSPRITES_BINARIZED = replace(
+    PAPER_MULTI_DSPRITES,
+    data="multi-dsprites-binarized",
+    preset="multi-dsprites-binarized",
+    greyscale=True,
+    model={**PAPER_MULTI_DSPRITES.model, "image_channels": 1, "num_slots": 4},
 )
 
 # Tables 3 and 5.
@@ -135,6 +163,10 @@ PAPER_CLEVR6 = replace(
     },
 )
 
+PAPER_CLEVR6_GREYSCALE = replace(
+    PAPER_CLEVR6, preset="clevr6-greyscale", greyscale=True, model={**PAPER_CLEVR6.model, "image_channels": 1}
+)
+
 # A small auto-encoder of the paper's kind, for minutes on two CPU cores: two encoder convolutions instead of four, the
 # first with stride 2, a decoder that draws on a small map and enlarges it twice, and a slot for each piece, as a black
 # background needs none. It learns faster by gradients through the last iteration alone than through all of them; more
@@ -147,6 +179,7 @@ QUICK = TrainConfig(
     batch_size=16,
     lr=2e-3,
     warmup_steps=500,
+    decay="cosine",
     decay_steps=None,
     precision="bf16-mixed",
     model={
@@ -162,4 +195,14 @@ QUICK = TrainConfig(
     },
 )
 
-PRESETS = {config.preset: config for config in (QUICK, PAPER_TETROMINOES, PAPER_MULTI_DSPRITES, PAPER_CLEVR6)}
+PRESETS = {
+    config.preset: config
+    for config in (
+        QUICK,
+        PAPER_TETROMINOES,
+        PAPER_MULTI_DSPRITES,
+        PAPER_MULTI_DSPRITES_BINARIZED,
+        PAPER_CLEVR6,
+        PAPER_CLEVR6_GREYSCALE,
+    )
+}

@@ -1,16 +1,18 @@
 """The training loop of every task: steps rather than epochs, and a run that can be cut anywhere and goes on exactly.
 
 Batches and slot noise are functions of (seed, step), and a checkpoint holds the rest: weights, Adam's moments and the
-step. Nothing is read back from the device but every `log_every` steps and at a checkpoint.
+step. Nothing is read back from the device but every `log_every` steps and at a checkpoint. Several processes share a
+step's batch: each takes its part of the images and of the noise, and DistributedDataParallel averages their gradients.
 """
 
 import math
 import sys
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
 from signal import Signals
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -23,22 +25,31 @@ from slotattn_fast.train.config import TrainConfig
 from slotattn_fast.train.errors import RunError
 from slotattn_fast.train.log import Log
 from slotattn_fast.train.schedule import learning_rate
-from slotattn_fast.train.signals import StopSignal
+from slotattn_fast.train.signals import Agreement, StopSignal
+from slotattn_fast.train.step import Batch, Step, eager_step, graphed_step, make_adam, restore_adam, set_learning_rate
 
 # What a random number is for. Part of every seed, so that no two uses share a stream.
 TRAIN_NOISE, EVAL_NOISE = 1, 3
+
+NOT_OF_THE_RESULT = frozenset(
+    ("device", "devices", "compile", "cuda_graph", "log_every", "image_every", "checkpoint_every")
+)
+"""Fields of the configuration that a run may go on with changed."""
 
 
 class Task(Protocol):
     """What the loop asks of a task."""
 
-    def batches(self, start: int, device: torch.device) -> Generator[dict[str, Tensor]]:
-        """The training batches of steps `start`, `start` + 1, ..., on `device`."""
+    def batches(self, start: int, fabric: Fabric) -> Generator[Batch]:
+        """This process' part of the training batches of steps `start`, `start` + 1, ..., on its device."""
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        """The scalar to minimise."""
+    def noise_shape(self, model: Any) -> tuple[int, ...] | None:
+        """Of the standard normal numbers of a whole step, first the batch; None: it takes none."""
 
-    def draw(self, model: nn.Module, path: Path) -> None:
+    def loss(self, model: Any, batch: Batch) -> Tensor:
+        """The scalar to minimise: a mean over the images. `batch` has the noise beside what `batches` gave."""
+
+    def draw(self, model: Any, path: Path) -> None:
         """A picture of what the model does by now."""
 
 
@@ -50,65 +61,66 @@ class Stopped(Exception):
         self.signal = signal
 
 
+class _Loss(nn.Module):
+    """The task's loss as a module, which can be compiled and shared by processes."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.task.loss(self.model, batch)
+
+
 def fit(fabric: Fabric, model: nn.Module, task: Task, config: TrainConfig, run: Path) -> None:
     """Trains `model` in place up to `config.steps` steps, from the newest checkpoint in `run` if it holds any.
 
-    Raises `Stopped` after SIGTERM or Ctrl-C, and `RunError` if the loss or the weights are no longer finite (the newest
-    checkpoint is from before that) or if there are checkpoints and none can be used.
+    Every process of `fabric` calls it; the first of them writes to `run`. Raises `Stopped` after SIGTERM or Ctrl-C, and
+    `RunError` if the loss or the weights are no longer finite (the newest checkpoint is from before that), if there are
+    checkpoints and none can be used, or if the configuration is not the one they were made with.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
-    wrapped, optimizer = fabric.setup(model, optimizer)
-    start = _restore(run / "checkpoints", model, optimizer)
-    generator = torch.Generator(fabric.device)
+    model.to(fabric.device)
+    optimizer = make_adam(model, config.lr, capturable=config.cuda_graph)
+    start = _restore(run / "checkpoints", model, optimizer, config, first=fabric.is_global_zero)
+    plain = _Loss(model, task)
+    loss_of, wrapped = fabric.setup(cast(nn.Module, torch.compile(plain)) if config.compile else plain, optimizer)
+    step_once: Step | None = None if config.cuda_graph else eager_step(fabric, loss_of, wrapped)
+
+    noise = _Noise(task.noise_shape(model), config.seed, fabric)
+    agreement = Agreement() if fabric.world_size > 1 else None
     losses: list[Tensor] = []
-    images_seen = 0
-
-    with (
-        StopSignal() as stop,
-        Log(run, start) as log,
-        tqdm(
-            initial=start,
-            total=config.steps,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 15,
-        ) as bar,
-        closing(task.batches(start, fabric.device)) as batches,
-    ):
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopSignal())
+        log = stack.enter_context(Log(run, start)) if fabric.is_global_zero else None
+        bar = stack.enter_context(_progress_bar(start, config.steps, shown=fabric.is_global_zero))
+        batches = stack.enter_context(closing(task.batches(start, fabric)))
         for step in range(start, config.steps):
-            batch = next(batches)
-            lr = learning_rate(
-                step,
-                base=config.lr,
-                warmup_steps=config.warmup_steps,
-                decay_steps=config.decay_steps,
-                steps=config.steps,
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            generator.manual_seed(seed_of(config.seed, TRAIN_NOISE, step))
+            batch = noise.add_to(next(batches), step)
+            if step_once is None:
+                step_once = graphed_step(fabric, loss_of, wrapped, batch)
+            lr = learning_rate(step, config)
+            set_learning_rate(optimizer, lr)
+            losses.append(step_once(batch))
 
-            loss = task.loss(wrapped, batch, generator)
-            fabric.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-            losses.append(loss.detach())
-            images_seen += config.batch_size
             done = step + 1
             bar.update()
             signal = stop.received  # read once: it may come at any moment
+            if agreement is not None:
+                signal = agreement.after_step(signal)
             save = done % config.checkpoint_every == 0 or done == config.steps or signal is not None
             if save or done % config.log_every == 0:
-                mean = _mean_of_finite(losses, done)
-                speed = log.write(done, mean, lr, images_seen)
-                bar.set_postfix_str(f"loss {mean:.5f}, {speed:.0f} images/s")
-                losses, images_seen = [], 0
+                mean = _mean_of_finite(fabric, losses, done)
+                if log is not None:
+                    speed = log.write(done, mean, lr, len(losses) * config.batch_size)
+                    bar.set_postfix_str(f"loss {mean:.5f}, {speed:.0f} images/s")
+                losses = []
             if save:
                 _require_finite(model, optimizer, done)
-                state = checkpoint.Checkpoint(done, model.state_dict(), optimizer.state_dict())
-                checkpoint.save(run / "checkpoints", state)
-            if done % config.image_every == 0 or done == config.steps:
+                if fabric.is_global_zero:
+                    state = checkpoint.Checkpoint(done, model.state_dict(), optimizer.state_dict(), asdict(config))
+                    checkpoint.save(run / "checkpoints", state)
+            if (done % config.image_every == 0 or done == config.steps) and fabric.is_global_zero:
                 task.draw(model, run / "images" / f"step-{done:08d}.png")
             if signal is not None:
                 raise Stopped(signal, done)
@@ -119,24 +131,66 @@ def seed_of(seed: int, use: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, use, step]).generate_state(1, np.uint64)[0])
 
 
-def _restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+class _Noise:
+    """This process' part of the standard normal numbers of each step, which do not depend on how many processes are."""
+
+    def __init__(self, shape: tuple[int, ...] | None, seed: int, fabric: Fabric) -> None:
+        self.shape = shape
+        self.seed = seed
+        self.generator = torch.Generator(fabric.device)
+        self.rank, self.world_size = fabric.global_rank, fabric.world_size
+
+    def add_to(self, batch: Batch, step: int) -> Batch:
+        if self.shape is None:
+            return batch
+        self.generator.manual_seed(seed_of(self.seed, TRAIN_NOISE, step))
+        noise = torch.randn(self.shape, generator=self.generator, device=self.generator.device)
+        return {**batch, "noise": noise.chunk(self.world_size)[self.rank]}
+
+
+def _progress_bar(start: int, steps: int, shown: bool) -> "tqdm[Any]":
+    interval = 0.5 if sys.stderr.isatty() else 15
+    return tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, mininterval=interval, disable=not shown)
+
+
+def _restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, first: bool) -> int:
     """Loads the newest usable checkpoint, if there is one, and returns the number of steps it has done."""
     newest, passed_over = checkpoint.load_newest(folder)
-    for line in passed_over:
+    for line in passed_over if first else ():
         print(f"{line}: going back to the checkpoint before it", file=sys.stderr)
     if newest is None:
         return 0
+    if changes := _changes(newest.config, asdict(config)):
+        raise RunError(
+            f"{folder.parent / 'config.json'}: not the configuration that the checkpoints were made with: "
+            f"{'; '.join(changes)}; put that back, or train anew"
+        )
     try:
         model.load_state_dict(newest.model)
-        optimizer.load_state_dict(newest.optimizer)
+        restore_adam(optimizer, newest.optimizer)
     except (RuntimeError, ValueError) as error:
         raise RunError(f"{folder}: the checkpoints are of another model than config.json; train again") from error
     return newest.step
 
 
-def _mean_of_finite(losses: list[Tensor], done: int) -> float:
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of the configuration decides the result and differs, a phrase for each field."""
+    changes = []
+    for name in sorted((before.keys() | now.keys()) - NOT_OF_THE_RESULT):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changes += _changes(old, new)
+        elif old != new:
+            changes.append(f"{name} was {old!r} and is {new!r}")
+    return changes
+
+
+def _mean_of_finite(fabric: Fabric, losses: list[Tensor], done: int) -> float:
     """The mean of the last losses, in one copy from the device. Raises `RunError` naming the first not finite."""
-    values = torch.stack(losses).tolist()
+    stacked = torch.stack(losses)
+    if fabric.world_size > 1:
+        stacked = cast(Tensor, fabric.all_reduce(stacked, reduce_op="mean"))
+    values: list[float] = stacked.tolist()
     for i, value in enumerate(values):
         if not math.isfinite(value):
             raise RunError(f"the loss is {value} in step {done - len(values) + 1 + i}; {_DIVERGED}")

@@ -1,20 +1,23 @@
 """The folder of a run: made once, never overwritten, read back with an error that says what to do.
 
-    config.json  env.json  metrics.csv  tb/  checkpoints/  images/  model.safetensors  slots.png  eval.json
+    config.json  env.json  lock  metrics.csv  tb/  checkpoints/  images/
+    model.safetensors  slots.png  iterations.png  eval.json
 
-The first six appear when the run starts, the last three when its training is done; eval.json is written last.
+The first line appears when the run starts, the second when its training is done; eval.json is written last.
 """
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from slotattn_fast.atomic import atomic_write
+from slotattn_fast.lock import locked
 from slotattn_fast.train.config import TrainConfig, from_json
 from slotattn_fast.train.errors import RunError
 
-FORMAT = 2
+FORMAT = 3
 """Written to config.json; raised whenever a run folder of an older version could no longer be read rightly."""
 
 
@@ -33,6 +36,11 @@ def create(run: Path, config: TrainConfig, environment: dict[str, Any]) -> None:
         (run / folder).mkdir()
     write_json(run / "env.json", environment)
     write_json(run / "config.json", {"format": FORMAT, **asdict(config)})
+
+
+def in_use(run: Path) -> AbstractContextManager[None]:
+    """While entered, no other process trains the run. Raises `RunError` if one does."""
+    return locked(run / "lock", RunError(f"{run}: another process is training it; wait for that, or stop it"))
 
 
 def read_config(run: Path) -> TrainConfig:

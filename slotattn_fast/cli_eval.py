@@ -1,0 +1,98 @@
+"""`slotattn eval` and `slotattn show`: trained models measured and drawn."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from slotattn_fast.cli_errors import UsageError
+from slotattn_fast.pretrained import PRETRAINED, pretrained
+from slotattn_fast.train.config import Device
+
+if TYPE_CHECKING:
+    from slotattn_fast.train.discovery_eval import Setting
+
+_N_AS_TRAINED = arg(metavar="N", help_behavior_hint="(default: as in training)")
+
+
+@dataclass(frozen=True)
+class _Trained:
+    pretrained: Annotated[
+        str | None,
+        arg(metavar="NAME", help=f"A model that comes with the package, in place of a run: {', '.join(PRETRAINED)}."),
+    ] = None
+    num_slots: Annotated[int | None, _N_AS_TRAINED] = None
+    """Slots K."""
+    max_objects: Annotated[int | None, _N_AS_TRAINED] = None
+    """Leave out scenes with more objects."""
+    data: Annotated[str | None, arg(metavar="NAME|DIR", help_behavior_hint="(default: as in training)")] = None
+    """A data set that is generated, or a prepared folder."""
+    device: Annotated[Device | None, arg(metavar="{auto,cpu,cuda}", help_behavior_hint="(default: the run's)")] = None
+    """Where to run the model."""
+
+    def setting(self, iters: int | None) -> "Setting":
+        from slotattn_fast.train.discovery_eval import Setting
+
+        return Setting(iters=iters, num_slots=self.num_slots, max_objects=self.max_objects, data=self.data)
+
+
+@dataclass(frozen=True)
+class Eval(_Trained):
+    """Measure finished runs on held-out scenes: as in training, or with other iterations, slots or scenes.
+
+    Of several runs, such as those of several seeds, also the mean, and which of them failed.
+    """
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN", help="Run folders.")] = ()
+    iters: Annotated[tuple[int, ...], arg(metavar="N [N ...]", help_behavior_hint="(default: as in training)")] = ()
+    """Iterations T of Slot Attention, one evaluation each."""
+
+
+@dataclass(frozen=True)
+class Show(_Trained):
+    """Draw held-out scenes as a finished run takes them apart: slots.png, and iterations.png."""
+
+    run: Annotated[Positional[Path | None], arg(metavar="RUN", help="The run folder.", help_behavior_hint="")] = None
+    iters: Annotated[int | None, _N_AS_TRAINED] = None
+    """Iterations T of Slot Attention."""
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: the run folder)")] = None
+    """Folder to draw into."""
+
+
+def run_eval(command: Eval) -> None:
+    """Raises `UsageError`, `RunError`, `DataError` or OSError for what a user can meet."""
+    from slotattn_fast.report.tables import evaluation_line, seeds_lines
+    from slotattn_fast.train.discovery_eval import evaluate
+
+    runs = _folders(command, command.runs)
+    settings = [command.setting(iters) for iters in command.iters or (None,)]
+    for setting in settings:
+        results = {}
+        for run in runs:
+            try:
+                results[run] = evaluate(run, setting, command.device, keep=command.pretrained is None)
+            except ValueError as error:
+                raise UsageError(error) from error
+            print(evaluation_line(str(run), results[run]))
+        if len(runs) > 1:
+            print("\n".join(seeds_lines({str(run): result for run, result in results.items()})))
+
+
+def run_show(command: Show) -> None:
+    """Raises as `run_eval` does."""
+    from slotattn_fast.train.discovery_eval import show
+
+    (run,) = _folders(command, () if command.run is None else (command.run,))
+    out = command.out if command.pretrained is None else command.out or Path()
+    try:
+        paths = show(run, command.setting(command.iters), command.device, out)
+    except ValueError as error:
+        raise UsageError(error) from error
+    print("\n".join(map(str, paths)))
+
+
+def _folders(command: _Trained, runs: tuple[Path, ...]) -> tuple[Path, ...]:
+    if bool(runs) == (command.pretrained is not None):
+        raise UsageError("give a run folder, or --pretrained NAME" + " and not both" * bool(runs))
+    return runs if command.pretrained is None else (pretrained(command.pretrained),)

@@ -1,0 +1,105 @@
+"""`slotattn train`: discovery, resume."""
+
+from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg
+
+from slotattn_fast.data.catalogue import prepared_folder
+from slotattn_fast.models.discovery_config import DiscoveryConfig
+from slotattn_fast.train.config import PRESETS, Device, TrainConfig
+
+_FROM_PRESET = "(default: the preset's)"
+
+
+def _options(name: str, of: type, *, flags: tuple[str, ...] = (), hidden: tuple[str, ...] = ()) -> Any:
+    """A class with a command-line option for each field of the configuration `of`; what is not given is None.
+
+    It is a subclass, for tyro takes what `--help` says of a field from the source of its class.
+    """
+    options: list[tuple[str, Any, Any]] = []
+    for key, hint in get_type_hints(of).items():
+        given = arg(metavar=_metavar(hint), help_behavior_hint=_FROM_PRESET)
+        if key in hidden:
+            options.append((key, Annotated[Any, Suppress], None))
+        elif key in flags:
+            options.append((key, Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")], False))
+        else:
+            options.append((key, Annotated[hint | None, given], None))
+    return make_dataclass(name, options, bases=(of,), frozen=True, namespace={"__post_init__": lambda self: None})
+
+
+def _metavar(hint: Any) -> str | None:
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
+    if isinstance(kinds[0], str):
+        return "{" + ",".join(kinds) + "}"
+    return {int: "N", float: "X", bool: "{True,False}"}.get(kinds[0], "N [N ...]" if kinds[-1] is ... else None)
+
+
+RunOptions = _options(
+    "RunOptions",
+    TrainConfig,
+    flags=("greyscale", "compile", "cuda_graph"),
+    hidden=("task", "preset", "data", "data_sha256", "model"),
+)
+ModelOptions = _options("ModelOptions", DiscoveryConfig)
+
+
+@dataclass(frozen=True)
+class TrainDiscovery:
+    """Train the auto-encoder to find objects, measure FG-ARI and draw the slots."""
+
+    preset: Literal[
+        "quick", "tetrominoes", "multi-dsprites", "multi-dsprites-binarized", "clevr6", "clevr6-greyscale"
+    ] = "quick"
+    """quick: a small model of Tetrominoes for a laptop, minutes on 2 CPU cores. The others: the paper's configurations,
+    batch 64, lr 4e-4, warm-up 10 000, decay 0.5 per 100 000, 500 000 steps. The options below change settings."""
+    data: Annotated[str | None, arg(metavar="NAME|DIR", help_behavior_hint=_FROM_PRESET)] = None
+    """A data set that is generated while training, nothing is downloaded (tetrominoes, clevr, clevr-with-masks,
+    multi-dsprites-binarized, -colored-on-grayscale, -colored-on-colored), or a folder that `slotattn data prepare` or
+    `generate` made."""
+    out: Path = Path("runs")
+    """Folder that the run folder is made in."""
+    name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: task-data-time)")] = None
+    """Name of the run folder; must be new."""
+    run: OmitArgPrefixes[RunOptions] = field(default_factory=RunOptions)  # type: ignore[valid-type]
+    """How to train."""
+    model: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)  # type: ignore[valid-type]
+    """The model, its sizes and the ablations of the paper's Appendix B."""
+
+    def config(self) -> TrainConfig:
+        """The preset with this command's overrides. Raises ValueError for a value that cannot be used."""
+        preset = PRESETS[self.preset]
+        given = {key: value for key, value in asdict(self.run).items() if value is not None and value is not False}
+        model = {key: value for key, value in asdict(self.model).items() if value is not None}
+        if "greyscale" in given:
+            model["image_channels"] = 1
+        if given.get("decay", "exponential") != "exponential":
+            given.setdefault("decay_steps", None)
+        if self.data is not None:
+            # A folder is found again from wherever the run is resumed.
+            folder = prepared_folder(self.data)
+            given["data"] = self.data if folder is None else str(folder.resolve())
+        return replace(preset, model={**preset.model, **model}, **given)
+
+    def folder(self) -> Path:
+        """The run folder. Raises ValueError for a name that is not one folder's name."""
+        data = Path(self.data or PRESETS[self.preset].data).name
+        name = self.name or f"discovery-{data}-{datetime.now():%Y%m%d-%H%M%S}"
+        if Path(name).name != name or name == "..":
+            raise ValueError(f"name: got {name!r}, expected the name of one folder, without separators; see --out")
+        return self.out / name
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run that was stopped, exactly as if it had not been."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+    device: Annotated[Device | None, arg(metavar="{auto,cpu,cuda}", help_behavior_hint="(default: the run's)")] = None
+    """Where to train."""
+    devices: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the run's)")] = None
+    """GPUs of this machine, or processes on its CPU, that share a step's batch."""
