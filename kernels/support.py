@@ -46,7 +46,7 @@ def why_not(
             f"num_slots={num_slots} with heads={heads} and inputs of width {input_dim} in {dtype}, "
             f"with which the kernels take {most} slots at most"
         )
-    return _why_not_installed()
+    return _why_no_triton()
 
 
 def why_not_mixture(device_type: str, dtype: torch.dtype, num_slots: int, channels: int) -> str | None:
@@ -57,7 +57,7 @@ def why_not_mixture(device_type: str, dtype: torch.dtype, num_slots: int, channe
         return f"the maps are of {num_slots} slots, and the kernels take {MAX_MIXTURE_SLOTS} at most"
     if channels > MAX_CHANNELS:
         return f"the images have {channels} channels, and the kernels take {MAX_CHANNELS} at most"
-    return _why_not_installed()
+    return _why_no_triton()
 
 
 def _why_not_device(name: str, device_type: str) -> str | None:
@@ -69,6 +69,12 @@ def _why_not_device(name: str, device_type: str) -> str | None:
 
 def _why_not_dtype(name: str, dtype: torch.dtype) -> str | None:
     return None if dtype in DTYPES else f"the {name} are {dtype}, and the kernels compute in float32"
+
+
+@torch.compiler.assume_constant_result
+def _why_no_triton() -> str | None:
+    """The same as below, which torch.compile would trace otherwise; that of PyTorch 2.11 cannot."""
+    return _why_not_installed()
 
 
 @cache
