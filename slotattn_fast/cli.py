@@ -98,6 +98,7 @@ def _train(run: Path, device: Device | None = None, devices: int | None = None) 
     from slotattn_fast.report.tables import evaluation_line
     from slotattn_fast.train import discovery
     from slotattn_fast.train.loop import Stopped
+    from slotattn_fast.train.processes import is_first
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces precision and ranks
     try:
@@ -107,7 +108,8 @@ def _train(run: Path, device: Device | None = None, devices: int | None = None) 
     try:
         result = discovery.train(run, config)
     except Stopped as stopped:
-        return _fail(f"{stopped}; go on with `slotattn train resume {run}`", 128 + stopped.signal)
+        code = 128 + stopped.signal
+        return _fail(f"{stopped}; go on with `slotattn train resume {run}`", code) if is_first() else code
     if result is not None:
         print(evaluation_line(str(run), result))
         print(run / "slots.png")

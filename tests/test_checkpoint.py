@@ -11,7 +11,8 @@ from slotattn_fast.train.checkpoint import Checkpoint, CheckpointError
 
 
 def _checkpoint(step: int) -> Checkpoint:
-    return Checkpoint(step, {"weight": torch.full((40, 40), float(step))}, {"state": {}, "param_groups": []}, {"steps": 50})
+    weight = torch.full((40, 40), float(step))
+    return Checkpoint(step, {"weight": weight}, {"state": {}, "param_groups": []}, {"steps": 50})
 
 
 def _names(folder: Path) -> list[str]:

@@ -72,6 +72,7 @@ def test_exactly_these_files(finished: Path) -> None:
         "eval.json",
         "images",
         "images/step-00000003.png",
+        "iterations.png",
         "lock",
         "metrics.csv",
         "model.safetensors",
@@ -121,7 +122,7 @@ def test_show_draws_the_same_picture(run: Path, capsys: pytest.CaptureFixture[st
     (run / "slots.png").unlink()
     assert cli.main(["show", str(run)]) == 0
     assert (run / "slots.png").read_bytes() == before
-    assert capsys.readouterr().out == f"{run / 'slots.png'}\n"
+    assert capsys.readouterr().out == f"{run / 'slots.png'}\n{run / 'iterations.png'}\n"
 
 
 @pytest.mark.usefixtures("few_scenes")

@@ -22,6 +22,7 @@ from slotattn_fast.metrics.ari import fg_ari
 from slotattn_fast.models.discovery import DiscoveryOutput, ObjectDiscovery
 from slotattn_fast.models.discovery_config import DiscoveryConfig
 from slotattn_fast.report.figures import draw_slots
+from slotattn_fast.report.iterations import draw_iterations
 from slotattn_fast.train import run_folder
 from slotattn_fast.train.config import TrainConfig
 from slotattn_fast.train.environment import resolve_device
@@ -52,6 +53,10 @@ class Setting:
         """The run's configuration with the data of this setting."""
         data = config.data if self.data is None else self.data
         return replace(config, data=data, max_objects=self.max_objects or config.max_objects)
+
+    def iters_of(self, model: ObjectDiscovery) -> int:
+        """Iterations of Slot Attention."""
+        return model.config.iters if self.iters is None else self.iters
 
     def file(self) -> str:
         """eval.json, or a name that tells what is otherwise."""
@@ -114,7 +119,7 @@ def measure(model: ObjectDiscovery, config: TrainConfig, setting: Setting = DEFA
         "data": used.data,
         "max_objects": used.max_objects,
         "num_slots": setting.num_slots or model.config.num_slots,
-        "iters": model.config.iters if setting.iters is None else setting.iters,
+        "iters": setting.iters_of(model),
     }
 
 
@@ -129,9 +134,24 @@ def train_loss(run: Path, steps: int) -> float | None:
 
 
 def draw_all(model: ObjectDiscovery, config: TrainConfig, folder: Path, setting: Setting = DEFAULT) -> list[Path]:
-    """Writes slots.png; returns its path."""
-    paths = [folder / "slots.png"]
+    """Writes slots.png and, of a model that iterates, iterations.png; returns their paths."""
+    paths = [folder / "slots.png", folder / "iterations.png"]
     draw(model, config, paths[0], setting)
+    iterates = model.config.grouping == "slot-attention" and setting.iters_of(model) > 0
+    if not iterates:
+        return paths[:1]
+    split = open_held_out(setting.of(config))
+    images, _, generator = _scenes(model, config, split, 0, split.at_most(DRAWN_SCENES_BY_ITERATION))
+    every = model.iterations(images, setting.iters, num_slots=setting.num_slots, generator=generator)
+    with atomic_write(paths[1]) as file:
+        draw_iterations(
+            file,
+            images=_channels_last(images),
+            reconstructions=_channels_last(every.reconstruction),
+            rgb=_channels_last(every.rgb),
+            masks=every.masks.squeeze(3).cpu().numpy(),
+            attention=every.attention.cpu().numpy(),
+        )
     return paths
 
 
@@ -224,13 +244,19 @@ def _held_out(
     model: ObjectDiscovery, config: TrainConfig, split: Split, first: int, count: int, setting: Setting
 ) -> tuple[Tensor, Tensor, DiscoveryOutput]:
     """Images, true labels and what the model makes of them, in float32, on the model's device."""
+    images, labels, generator = _scenes(model, config, split, first, count)
+    with torch.no_grad():
+        return images, labels, model(images, num_slots=setting.num_slots, iters=setting.iters, generator=generator)
+
+
+def _scenes(
+    model: ObjectDiscovery, config: TrainConfig, split: Split, first: int, count: int
+) -> tuple[Tensor, Tensor, torch.Generator]:
+    """Images, true labels, and the source of their slot noise, the same in every evaluation."""
     device = next(model.parameters()).device
     scenes = split.read(np.arange(first, first + count))
     generator = torch.Generator(device).manual_seed(seed_of(EVAL_SEED, EVAL_NOISE, first // EVAL_BATCH))
-    inputs = to_model(scenes["images"].to(device), config.greyscale)
-    with torch.no_grad():
-        output = model(inputs, num_slots=setting.num_slots, iters=setting.iters, generator=generator)
-    return inputs, scenes["labels"].to(device), output
+    return to_model(scenes["images"].to(device), config.greyscale), scenes["labels"].to(device), generator
 
 
 def _channels_last(images: Tensor) -> NDArray[np.float32]:

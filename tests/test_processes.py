@@ -1,0 +1,147 @@
+"""Several processes that share a run: the same training as by one, stopped together, refused before any work."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from slotattn_fast import cli
+from slotattn_fast.models.discovery import ObjectDiscovery
+from slotattn_fast.models.discovery_config import DiscoveryConfig
+from slotattn_fast.train import checkpoint, processes
+from slotattn_fast.train.config import PRESETS
+from slotattn_fast.train.discovery import Discovery
+from slotattn_fast.train.errors import RunError
+from slotattn_fast.train.loop import fit
+
+PROCESSES = 2
+MODEL = DiscoveryConfig(encoder_channels=4, encoder_strides=(2, 2), slot_dim=8, hidden_dim=8, decoder_channels=4)
+CONFIG = replace(
+    PRESETS["tetrominoes"],
+    steps=4,
+    batch_size=6,
+    lr=0.01,
+    warmup_steps=2,
+    log_every=2,
+    checkpoint_every=4,
+    device="cpu",
+)
+
+
+class Double(Discovery):
+    """In float64, where the order of sums does not show."""
+
+    def batches(self, start: int, fabric: Fabric) -> Generator[dict[str, Tensor]]:
+        torch.set_default_dtype(torch.float64)
+        yield from super().batches(start, fabric)
+
+    def loss(self, model: ObjectDiscovery, batch: dict[str, Tensor]) -> Tensor:
+        images = batch["images"].permute(0, 3, 1, 2).double() / 127.5 - 1
+        return model.loss(images, batch["noise"].double())
+
+    def draw(self, model: ObjectDiscovery, path: Path) -> None:
+        """Nothing."""
+
+
+def trained(folder: Path) -> None:
+    """Trains the model of `folder`, in this process or as one of several, into a checkpoint there."""
+    torch.manual_seed(0)
+    model = ObjectDiscovery(MODEL).double()
+    for name in ("checkpoints", "images"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    fit(processes.connect(CONFIG), model, Double(CONFIG), CONFIG, folder)
+
+
+def process(rank: int, folder: Path, port: int) -> None:
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(PROCESSES)}
+    os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
+    trained(folder)
+    torch.distributed.barrier()
+    os._exit(0)  # as in test_distributed.py
+
+
+def test_two_processes_train_as_one_does_with_the_whole_batch(tmp_path: Path) -> None:
+    """By gloo. Every weight and every moment of Adam, and the losses in metrics.csv."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(process, (tmp_path / "two", port), PROCESSES)
+    torch.multiprocessing.spawn(_alone, (tmp_path / "one",), 1)  # a process of its own, as the default dtype changes
+    one, two = (checkpoint.load(tmp_path / name / "checkpoints" / "step-00000004.pt") for name in ("one", "two"))
+    assert one.model.keys() == two.model.keys()
+    for name, value in one.model.items():
+        assert value.dtype == torch.float64
+        torch.testing.assert_close(two.model[name], value, rtol=1e-7, atol=1e-10)
+    for index, state in one.optimizer["state"].items():
+        for name, value in state.items():
+            torch.testing.assert_close(two.optimizer["state"][index][name], value, rtol=1e-7, atol=1e-14)
+    columns = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("one", "two")]
+    assert [row.split(",")[:3] for row in columns[0]] == [row.split(",")[:3] for row in columns[1]]
+
+
+def _alone(rank: int, folder: Path) -> None:
+    trained(folder)
+
+
+def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    size = ["--steps", "300", "--batch-size", "4", "--out", str(tmp_path), "--name", "run", "--devices", "2"]
+    command = [sys.executable, "-m", "slotattn_fast.cli", "train", "discovery", *size]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.csv").exists() and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    started.send_signal(signal.SIGTERM)  # to the first process, not to the one that it started
+    _, errors = started.communicate(timeout=120)
+    assert started.returncode == 143, errors
+    said = [line for line in errors.splitlines() if "slotattn:" in line]
+    assert len(said) == 1, errors
+    (saved,) = checkpoint.paths(run / "checkpoints")
+    assert f"SIGTERM: checkpoint saved at step {int(saved.stem[5:])}" in said[0]
+    assert json.loads((run / "config.json").read_text())["devices"] == 2
+    # Alone: how many processes there were is not part of the configuration to keep.
+    assert cli.main(["train", "resume", str(run), "--devices", "1"]) == 0
+    assert (run / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--devices", "1000", "--batch-size", "1000"], 1, "devices: got 1000, expected at most the"),
+        (["--devices", "0"], 2, "devices: got 0, expected an integer of at least 1"),
+        (["--devices", "3", "--batch-size", "4"], 2, "batch_size: got 4, expected a multiple of devices=3"),
+        (["--device", "cpu", "--cuda-graph"], 2, "cuda_graph: got True on a CPU, expected one CUDA device"),
+    ],
+)
+def test_devices_that_cannot_be_had(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], code: int, message: str
+) -> None:
+    assert cli.main(["train", "discovery", "--out", str(tmp_path / "runs"), *options]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"slotattn: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torchruns_processes_take_the_place_of_the_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # on each of four machines
+    with pytest.raises(ValueError, match="batch_size: got 6, expected a multiple of the 4 processes"):
+        processes.check_devices(CONFIG)
+    assert processes.check_devices(replace(CONFIG, batch_size=8)) == ("cpu", 1)
+    monkeypatch.setenv("WORLD_SIZE", "2000")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    with pytest.raises(RunError, match="devices: got 1000"):
+        processes.check_devices(CONFIG)
