@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import ArrayLike, NDArray
 
 from slotattn_fast.data import generated
@@ -17,11 +18,10 @@ from slotattn_fast.data.prepare import generate
 from slotattn_fast.data.synthetic.tetrominoes import sample_tetrominoes
 from slotattn_fast.models.discovery import ObjectDiscovery
 from slotattn_fast.models.discovery_config import DiscoveryConfig
-from slotattn_fast.train import discovery
+from slotattn_fast.train import discovery, discovery_eval
 from slotattn_fast.train.config import PRESETS, TrainConfig
 from slotattn_fast.train.errors import RunError
 
-CPU = torch.device("cpu")
 MODEL = DiscoveryConfig(encoder_channels=4, slot_dim=4, hidden_dim=4, decoder_channels=4)
 
 
@@ -44,14 +44,14 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
 
 def test_steps_train_on_the_scenes_of_the_seed_one_after_the_other(drawn: list[tuple[int, list[int]]]) -> None:
     task = discovery.Discovery(config(batch_size=3, seed=5))
-    with closing(task.batches(7, CPU)) as batches:
+    with closing(task.batches(7, Fabric(accelerator="cpu", devices=1))) as batches:
         images = [batch["images"] for batch in islice(batches, 2)]
     assert drawn[:2] == [(5, [21, 22, 23]), (5, [24, 25, 26])]
     np.testing.assert_array_equal(images[1].numpy(), sample_tetrominoes(5, [24, 25, 26])["images"])
 
 
 def test_held_out_scenes_are_320_that_no_seed_trains_on(drawn: list[tuple[int, list[int]]]) -> None:
-    assert discovery.measure(ObjectDiscovery(MODEL), config())["scenes"] == 320
+    assert discovery_eval.measure(ObjectDiscovery(MODEL), config())["scenes"] == 320
     assert {seed for seed, _ in drawn} == {0}
     assert [scene for _, scenes in drawn for scene in scenes] == list(range(2**40, 2**40 + 320))
 
@@ -60,8 +60,8 @@ def test_the_picture_shows_the_first_held_out_scenes(
     drawn: list[tuple[int, list[int]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shown: list[NDArray[np.float32]] = []
-    monkeypatch.setattr(discovery, "draw_slots", lambda file, *, images, **_: shown.append(images))
-    discovery.draw(ObjectDiscovery(MODEL), config(), tmp_path / "slots.png")
+    monkeypatch.setattr(discovery_eval, "draw_slots", lambda file, *, images, **_: shown.append(images))
+    discovery_eval.draw(ObjectDiscovery(MODEL), config(), tmp_path / "slots.png")
     assert drawn == [(0, list(range(2**40, 2**40 + 7)))]
     expected = sample_tetrominoes(0, drawn[0][1])["images"]
     torch.testing.assert_close(torch.from_numpy(shown[0]), torch.from_numpy(expected) / 127.5 - 1)
@@ -70,28 +70,28 @@ def test_the_picture_shows_the_first_held_out_scenes(
 def test_a_prepared_folder_is_measured_on_the_scenes_that_it_has(tmp_path: Path) -> None:
     folder = generate("tetrominoes", tmp_path / "data", train=4, held_out=35)
     model = ObjectDiscovery(MODEL)
-    result = discovery.measure(model, config(data=str(folder.path)))
+    result = discovery_eval.measure(model, config(data=str(folder.path)))
     assert result["scenes"] == 35
     # They are the first of those that the generated data set is measured on.
-    first = discovery.measure(model, config())
+    first = discovery_eval.measure(model, config())
     assert result["mse"] == pytest.approx(first["mse"], rel=0.1)
-    discovery.draw(ObjectDiscovery(MODEL), config(data=str(folder.path)), tmp_path / "slots.png")
+    discovery_eval.draw(ObjectDiscovery(MODEL), config(data=str(folder.path)), tmp_path / "slots.png")
 
 
 def test_images_reach_the_model_in_minus_one_to_one() -> None:
     images = torch.tensor([[[[0, 51, 255]], [[255, 255, 255]]]], dtype=torch.uint8)  # [1, 2, 1, 3]
-    values = discovery.to_model(images)
+    values = discovery_eval.to_model(images)
     torch.testing.assert_close(values[0, :, 0, 0], torch.tensor([-1, -0.6, 1]))
     assert values.is_contiguous(memory_format=torch.channels_last)
-    grey = discovery.to_model(images, greyscale=True)
+    grey = discovery_eval.to_model(images, greyscale=True)
     torch.testing.assert_close(grey[0, :, :, 0], torch.tensor([[-0.2, 1]]))
 
 
 def test_one_channel_is_trained_on_and_drawn(tmp_path: Path) -> None:
     grey = replace(MODEL, image_channels=1)
     of = config(greyscale=True)
-    assert discovery.measure(ObjectDiscovery(grey), of)["mse"] > 0
-    discovery.draw(ObjectDiscovery(grey), of, tmp_path / "slots.png")
+    assert discovery_eval.measure(ObjectDiscovery(grey), of)["mse"] > 0
+    discovery_eval.draw(ObjectDiscovery(grey), of, tmp_path / "slots.png")
 
 
 @pytest.mark.parametrize(
@@ -118,15 +118,19 @@ def test_a_run_is_held_to_the_data_that_it_began_with(tmp_path: Path) -> None:
     discovery.create(of, tmp_path / "run")
     shutil.rmtree(folder)
     generate("tetrominoes", folder, train=4, held_out=3)
-    for use in (discovery.train, discovery.evaluate, discovery.show):
+    for use in (
+        lambda run: discovery.train(run, discovery.configuration(run)),
+        lambda run: discovery_eval.evaluate(run, discovery_eval.DEFAULT),
+        lambda run: discovery_eval.show(run, discovery_eval.DEFAULT),
+    ):
         with pytest.raises(RunError, match="not the data that the run began with; put that back, or train anew"):
             use(tmp_path / "run")
     # The same contents made anew, elsewhere or later, are the same data.
     shutil.rmtree(folder)
     generate("tetrominoes", again, train=4, held_out=2)
     again.rename(folder)
-    assert discovery.train(tmp_path / "run")["scenes"] == 2
-    discovery.evaluate(tmp_path / "run")
+    assert discovery.train(tmp_path / "run", discovery.configuration(tmp_path / "run"))["scenes"] == 2
+    discovery_eval.evaluate(tmp_path / "run", discovery_eval.DEFAULT)
 
 
 def test_a_data_set_that_needs_greyscale_says_so(tmp_path: Path) -> None:
