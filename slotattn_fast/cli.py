@@ -19,7 +19,7 @@ except ModuleNotFoundError as missing:
 import slotattn_fast
 from slotattn_fast.cli_data import DATA_COMMANDS, DataCommand, Generate, Prepare, run_data
 from slotattn_fast.cli_errors import UsageError
-from slotattn_fast.cli_eval import Eval, Show, run_eval, run_show
+from slotattn_fast.cli_eval import Eval, Show, run_trained
 from slotattn_fast.cli_train import Resume, TrainDiscovery
 from slotattn_fast.data.errors import DataError
 from slotattn_fast.train.config import Device
@@ -67,10 +67,8 @@ def _run(command: Command) -> int:
             return _train_discovery(command)
         case Resume(run, device, devices):
             return _train(run, device, devices)
-        case Eval():
-            run_eval(command)
-        case Show():
-            run_show(command)
+        case Eval() | Show():
+            run_trained(command)
         case Info():
             _print_info()
         case _:

@@ -20,7 +20,11 @@ _N_AS_TRAINED = arg(metavar="N", help_behavior_hint="(default: as in training)")
 class _Trained:
     pretrained: Annotated[
         str | None,
-        arg(metavar="NAME", help=f"A model that comes with the package, in place of a run: {', '.join(PRETRAINED)}."),
+        arg(
+            metavar="NAME",
+            help=f"A model that comes with the package, in place of a run: {', '.join(PRETRAINED)}.",
+            help_behavior_hint="",
+        ),
     ] = None
     num_slots: Annotated[int | None, _N_AS_TRAINED] = None
     """Slots K."""
@@ -44,7 +48,7 @@ class Eval(_Trained):
     Of several runs, such as those of several seeds, also the mean, and which of them failed.
     """
 
-    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN", help="Run folders.")] = ()
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN", help="Run folders.", help_behavior_hint="")] = ()
     iters: Annotated[tuple[int, ...], arg(metavar="N [N ...]", help_behavior_hint="(default: as in training)")] = ()
     """Iterations T of Slot Attention, one evaluation each."""
 
@@ -60,39 +64,42 @@ class Show(_Trained):
     """Folder to draw into."""
 
 
-def run_eval(command: Eval) -> None:
-    """Raises `UsageError`, `RunError`, `DataError` or OSError for what a user can meet."""
+def run_trained(command: Eval | Show) -> None:
+    """Runs one command. Raises `UsageError`, `RunError`, `DataError` or OSError for what a user can meet."""
+    try:
+        match command:
+            case Eval():
+                _eval(command)
+            case Show():
+                _show(command)
+    except ValueError as error:
+        raise UsageError(error) from error
+
+
+def _eval(command: Eval) -> None:
     from slotattn_fast.report.tables import evaluation_line, seeds_lines
     from slotattn_fast.train.discovery_eval import evaluate
 
     runs = _folders(command, command.runs)
-    settings = [command.setting(iters) for iters in command.iters or (None,)]
-    for setting in settings:
+    for iters in command.iters or (None,):
         results = {}
         for run in runs:
-            try:
-                results[run] = evaluate(run, setting, command.device, keep=command.pretrained is None)
-            except ValueError as error:
-                raise UsageError(error) from error
-            print(evaluation_line(str(run), results[run]))
+            result = evaluate(run, command.setting(iters), command.device, keep=command.pretrained is None)
+            print(evaluation_line(str(run), result))
+            results[str(run)] = result
         if len(runs) > 1:
-            print("\n".join(seeds_lines({str(run): result for run, result in results.items()})))
+            print("\n".join(seeds_lines(results)))
 
 
-def run_show(command: Show) -> None:
-    """Raises as `run_eval` does."""
+def _show(command: Show) -> None:
     from slotattn_fast.train.discovery_eval import show
 
     (run,) = _folders(command, () if command.run is None else (command.run,))
     out = command.out if command.pretrained is None else command.out or Path()
-    try:
-        paths = show(run, command.setting(command.iters), command.device, out)
-    except ValueError as error:
-        raise UsageError(error) from error
-    print("\n".join(map(str, paths)))
+    print("\n".join(map(str, show(run, command.setting(command.iters), command.device, out))))
 
 
 def _folders(command: _Trained, runs: tuple[Path, ...]) -> tuple[Path, ...]:
     if bool(runs) == (command.pretrained is not None):
-        raise UsageError("give a run folder, or --pretrained NAME" + " and not both" * bool(runs))
+        raise ValueError("give a run folder, or --pretrained NAME" + ", and not both" * bool(runs))
     return runs if command.pretrained is None else (pretrained(command.pretrained),)

@@ -1,0 +1,147 @@
+"""`slotattn eval` and `show` with other settings than the training's, of several runs, and of models in the package."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from slotattn_fast import cli, cli_eval, pretrained
+from slotattn_fast.report.tables import seeds_lines
+from slotattn_fast.train import discovery_eval
+
+
+@pytest.fixture(autouse=True)
+def _few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery_eval, "EVAL_SCENES", 4)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(discovery_eval, "EVAL_SCENES", 4)
+        size = ["--steps", "6", "--batch-size", "2", "--log-every", "1", "--warmup-steps", "0"]
+        assert cli.main(["train", "discovery", *size, "--out", str(out), "--name", "run"]) == 0
+    return out / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def _evaluation(run: Path, name: str) -> dict[str, object]:
+    return json.loads((run / name).read_text())
+
+
+def _line(capsys: pytest.CaptureFixture[str]) -> str:
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("slotattn: ")
+    return line
+
+
+def test_iterations_and_slots_of_an_evaluation(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = _evaluation(run, "eval.json")
+    assert (trained["iters"], trained["num_slots"]) == (10, 3)
+    assert cli.main(["eval", str(run), "--iters", "1", "10", "--num-slots", "5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("; ")[1] for line in lines] == ["5 slots, 1 iterations", "5 slots, 10 iterations"]
+    one, ten = (_evaluation(run, f"eval-iters-{iters}-slots-5.json") for iters in (1, 10))
+    assert (one["iters"], ten["iters"], one["num_slots"]) == (1, 10, 5)
+    assert one["mse"] != ten["mse"] != trained["mse"]
+    assert _evaluation(run, "eval.json") == trained  # the run's own stays
+    assert cli.main(["eval", str(run), "--iters", "10"]) == 0
+    assert _evaluation(run, "eval-iters-10.json")["mse"] == trained["mse"]
+
+
+def test_other_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    assert cli.main(["data", "generate", "tetrominoes", "--out", str(data), "--train", "1", "--eval", "3"]) == 0
+    assert cli.main(["eval", str(run), "--data", str(data)]) == 0
+    result = _evaluation(run, "eval-data-data.json")
+    assert (result["scenes"], result["data"]) == (3, str(data))
+    capsys.readouterr()
+    assert cli.main(["eval", str(run), "--data", "multi-dsprites-binarized"]) == 1
+    assert "are 64x64 with 1 channel, but the model of preset quick takes 35x35 with 3 channels" in _line(capsys)
+    assert cli.main(["eval", str(run), "--max-objects", "2"]) == 1
+    assert "only CLEVR is drawn with fewer objects" in _line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-slots", "0"], "num_slots must be at least 1, got 0"),
+        (["--iters", "-1"], "iters"),
+        (["--pretrained", "quick"], "give a run folder, or --pretrained NAME, and not both"),
+    ],
+)
+@pytest.mark.parametrize("command", ["eval", "show"])
+def test_settings_that_cannot_be(
+    run: Path, capsys: pytest.CaptureFixture[str], command: str, options: list[str], message: str
+) -> None:
+    before = sorted(path.name for path in run.iterdir())
+    assert cli.main([command, str(run), *options]) == 2
+    assert message in _line(capsys)
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["eval", "show"])
+def test_neither_a_run_nor_a_model(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command]) == 2
+    assert _line(capsys) == "slotattn: give a run folder, or --pretrained NAME"
+    assert cli.main([command, "--pretrained", "clever"]) == 2
+    assert "pretrained: got 'clever', expected one of" in _line(capsys)
+
+
+def test_several_runs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    metrics = other / "metrics.csv"
+    metrics.write_text(re.sub(r"^(6),[^,]*", r"\1,99.5", metrics.read_text(), flags=re.MULTILINE))
+    assert cli.main(["eval", str(run), str(other)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    score = _evaluation(run, "eval.json")["fg_ari"]
+    assert lines[2] == f"2 runs: FG-ARI {score:.4f} +- 0.0000 (mean, standard deviation; all counted)"
+    assert lines[3].startswith(f"{other}: failed: its training loss, 99.50000, is ")
+    assert _evaluation(other, "eval.json")["train_loss"] == 99.5
+    assert len(lines) == 4
+
+
+def test_mean_deviation_and_failure_by_hand() -> None:
+    results = {
+        "a": {"fg_ari": 0.9, "train_loss": 0.01},
+        "b": {"fg_ari": 0.7, "train_loss": 0.0199},
+        "c": {"fg_ari": 0.2, "train_loss": 0.021},
+        "d": {"fg_ari": 0.6, "train_loss": None},
+    }
+    assert seeds_lines(results) == [
+        "4 runs: FG-ARI 0.6000 +- 0.2944 (mean, standard deviation; all counted)",
+        "c: failed: its training loss, 0.02100, is 2.1 times the lowest; stripes?",
+    ]
+
+
+def test_show_with_other_iterations_elsewhere(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", str(run), "--iters", "2", "--num-slots", "4", "--out", str(tmp_path / "a" / "b")]) == 0
+    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert paths == [tmp_path / "a" / "b" / name for name in ("slots.png", "iterations.png")]
+    with Image.open(paths[1]) as two, Image.open(run / "iterations.png") as ten:
+        assert two.height < ten.height
+        assert two.width > ten.width
+
+
+def test_models_of_the_package_are_left_as_they_are(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for left_out in ("checkpoints", "images", "tb"):
+        shutil.rmtree(run / left_out)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    monkeypatch.setattr(pretrained, "PRETRAINED", ("model",))
+    monkeypatch.setattr(cli_eval, "pretrained", lambda name: run)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["eval", "--pretrained", "model", "--iters", "2"]) == 0
+    assert cli.main(["show", "--pretrained", "model"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["slots.png", "iterations.png"]
+    assert (tmp_path / "slots.png").exists()
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
