@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +20,7 @@ import slotattn_fast
 from slotattn_fast import cli
 from slotattn_fast.functional import BACKENDS
 from slotattn_fast.models.discovery_config import BackendName
-from slotattn_fast.train import discovery_eval
+from slotattn_fast.train import discovery_eval, run_folder
 
 TINY = ["--steps", "3", "--batch-size", "2"]
 
@@ -302,6 +303,56 @@ def test_sigterm_then_resume_equals_an_uncut_run(tmp_path: Path) -> None:
         == json.loads((tmp_path / "uncut" / "eval.json").read_text())[key]
         for key in ("fg_ari", "mse")
     )
+
+
+@pytest.mark.usefixtures("few_scenes")
+def test_a_compiled_run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all of torch.compile but the code that Inductor writes, which takes half a minute."""
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    assert _train(tmp_path, "compiled", "--compile") == 0
+    assert graphs["unique_graphs"] > before
+    one, other = (safetensors.torch.load_file(run / "model.safetensors") for run in (finished, tmp_path / "compiled"))
+    # Adam makes steps of the size of the rate, however small a gradient is.
+    assert all((one[name] - other[name]).abs().max() < 3 * 2e-3 * 2 / 500 for name in one)
+    rows = [
+        (run / "metrics.csv").read_text().splitlines()[1].split(",")[1] for run in (finished, tmp_path / "compiled")
+    ]
+    assert float(rows[0]) == pytest.approx(float(rows[1]), rel=1e-4)
+
+
+@pytest.mark.usefixtures("few_scenes")
+def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fails))
+    assert _train(tmp_path, "x", "--compile") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("slotattn: compile: torch.compile failed (")
+    assert error.endswith("); train anew without it")
+    assert "no compiler" in error
+
+
+def test_a_run_in_use_by_another_process_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "model.safetensors").unlink()
+    before = _contents(run)
+    with run_folder.in_use(run):
+        assert cli.main(["train", "resume", str(run)]) == 1
+    assert "another process is training it; wait for that, or stop it" in _one_line(capsys)
+    assert _contents(run) == before
+
+
+def test_a_configuration_that_was_edited_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "model.safetensors").unlink()
+    path = run / "config.json"
+    path.write_text(path.read_text().replace('"steps": 3', '"steps": 5').replace('"iters": 10', '"iters": 4'))
+    before = _contents(run)
+    assert cli.main(["train", "resume", str(run)]) == 1
+    line = _one_line(capsys)
+    assert "iters was 10 and is 4; steps was 3 and is 5; put that back, or train anew" in line
+    assert _contents(run) == before
 
 
 def test_help_is_light() -> None:

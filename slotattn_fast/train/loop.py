@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from tqdm import tqdm
 
 from slotattn_fast.train import checkpoint
@@ -101,7 +102,11 @@ def fit(fabric: Fabric, model: nn.Module, task: Task, config: TrainConfig, run: 
                 step_once = graphed_step(fabric, loss_of, wrapped, batch)
             lr = learning_rate(step, config)
             set_learning_rate(optimizer, lr)
-            losses.append(step_once(batch))
+            try:
+                losses.append(step_once(batch))
+            except TorchDynamoException as error:
+                reason = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
+                raise RunError(f"compile: torch.compile failed ({reason}); train anew without it") from error
 
             done = step + 1
             bar.update()
