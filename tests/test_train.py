@@ -18,6 +18,8 @@ import pytest
 import torch
 from child import in_child
 from lightning_fabric import Fabric
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -76,7 +78,7 @@ class Toy:
         return loss if factor is None else loss * factor
 
     def draw(self, model: nn.Module, path: Path) -> None:
-        path.write_bytes(b"picture")
+        Image.new("RGB", (6, 4), (200, 100, 0)).save(path)
 
 
 def _fit(run: Path, task: Toy) -> nn.Module:
@@ -116,6 +118,9 @@ def test_uncut_run(tmp_path: Path) -> None:
         expected = learning_rate(int(row["step"]) - 1, CONFIG)
         assert float(row["lr"]) == pytest.approx(expected, rel=1e-6)
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [2, 4, 5, 6, 8, 10, 12]
+    assert [event.step for event in events.Images("images")] == [4, 8, 12]
     saved = checkpoint.load(tmp_path / "checkpoints" / "step-00000012.pt")
     assert torch.equal(saved.model["0.weight"], model.state_dict()["0.weight"])
 

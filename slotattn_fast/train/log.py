@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from slotattn_fast.atomic import atomic_write
@@ -38,6 +40,11 @@ class Log:
         for name, value in zip(COLUMNS[1:], (loss, lr, speed), strict=True):
             self._tensorboard.add_scalar(name, value, step)
         return speed
+
+    def picture(self, path: Path, step: int) -> None:
+        """A PNG of the run folder, for TensorBoard."""
+        with Image.open(path) as image:
+            self._tensorboard.add_image(path.parent.name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def __enter__(self) -> Self:
         return self

@@ -125,8 +125,10 @@ def fit(fabric: Fabric, model: nn.Module, task: Task, config: TrainConfig, run: 
                 if fabric.is_global_zero:
                     state = checkpoint.Checkpoint(done, model.state_dict(), optimizer.state_dict(), asdict(config))
                     checkpoint.save(run / "checkpoints", state)
-            if (done % config.image_every == 0 or done == config.steps) and fabric.is_global_zero:
-                task.draw(model, run / "images" / f"step-{done:08d}.png")
+            if (done % config.image_every == 0 or done == config.steps) and log is not None:
+                picture = run / "images" / f"step-{done:08d}.png"
+                task.draw(model, picture)
+                log.picture(picture, done)
             if signal is not None:
                 raise Stopped(signal, done)
 
