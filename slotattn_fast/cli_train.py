@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg
+from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg
 
 from slotattn_fast.data.catalogue import prepared_folder
 from slotattn_fast.models.discovery_config import DiscoveryConfig
@@ -27,7 +27,7 @@ def _options(name: str, of: type, *, flags: tuple[str, ...] = (), hidden: tuple[
         elif key in flags:
             options.append((key, Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")], False))
         else:
-            options.append((key, Annotated[hint | None, given], None))
+            options.append((key, Annotated[hint | None, DisallowNone, given], None))
     return make_dataclass(name, options, bases=(of,), frozen=True, namespace={"__post_init__": lambda self: None})
 
 
@@ -35,7 +35,9 @@ def _metavar(hint: Any) -> str | None:
     kinds = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
     if isinstance(kinds[0], str):
         return "{" + ",".join(kinds) + "}"
-    return {int: "N", float: "X", bool: "{True,False}"}.get(kinds[0], "N [N ...]" if kinds[-1] is ... else None)
+    if kinds[-1] is ...:
+        return "N [N ...]"
+    return {int: "N", float: "X"}.get(kinds[0])
 
 
 RunOptions = _options(
@@ -75,7 +77,7 @@ class TrainDiscovery:
         given = {key: value for key, value in asdict(self.run).items() if value is not None and value is not False}
         model = {key: value for key, value in asdict(self.model).items() if value is not None}
         if "greyscale" in given:
-            model["image_channels"] = 1
+            model.setdefault("image_channels", 1)
         if given.get("decay", "exponential") != "exponential":
             given.setdefault("decay_steps", None)
         if self.data is not None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -19,8 +20,9 @@ from PIL import Image
 import slotattn_fast
 from slotattn_fast import cli
 from slotattn_fast.functional import BACKENDS
-from slotattn_fast.models.discovery_config import BackendName
+from slotattn_fast.models.discovery_config import BackendName, DiscoveryConfig
 from slotattn_fast.train import discovery_eval, run_folder
+from slotattn_fast.train.config import PRESETS, TrainConfig
 
 TINY = ["--steps", "3", "--batch-size", "2"]
 
@@ -148,6 +150,41 @@ def test_options_override_the_preset(tmp_path: Path) -> None:
     assert (config["model"]["num_slots"], config["model"]["iters"], config["model"]["backend"]) == (3, 1, "torch")
 
 
+@pytest.mark.parametrize(
+    ("options", "run", "model"),
+    [
+        ([], {}, {}),
+        (["--no-use-gru", "--softmax-over", "inputs", "--aggregation", "sum"], {}, {"use_gru": False}),
+        (["--encoder-strides", "1", "2", "2", "--scale", "1"], {}, {"encoder_strides": (1, 2, 2), "scale": 1.0}),
+        (["--grouping", "slot-mlp", "--no-implicit"], {}, {"grouping": "slot-mlp", "implicit": False}),
+        (["--preset", "clevr6", "--greyscale"], {"greyscale": True, "max_objects": 6}, {"image_channels": 1}),
+        (["--preset", "clevr6", "--warmup-steps", "0"], {"warmup_steps": 0, "decay_steps": 100_000}, {}),
+        (["--preset", "clevr6", "--decay", "none"], {"decay": "none", "decay_steps": None}, {}),
+        (["--decay", "exponential", "--decay-steps", "9"], {"decay": "exponential", "decay_steps": 9}, {}),
+        (["--precision", "32-true", "--compile"], {"precision": "32-true", "compile": True, "cuda_graph": False}, {}),
+        (["--device", "cuda", "--cuda-graph", "--devices", "1"], {"device": "cuda", "cuda_graph": True}, {}),
+    ],
+)
+def test_every_field_is_an_option(options: list[str], run: dict[str, object], model: dict[str, object]) -> None:
+    config = cli._parse(["train", "discovery", *options]).config()
+    preset = PRESETS["clevr6" if "clevr6" in options else "quick"]
+    assert config == replace(preset, **run, model=config.model)
+    assert config.model.items() >= {**preset.model, **model}.items()
+    assert DiscoveryConfig(**config.model)
+
+
+def test_every_field_is_in_the_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "discovery", "--help"])
+    shown = capsys.readouterr().out
+    hidden = {"task", "model", "data_sha256"}
+    for field in (*fields(TrainConfig), *fields(DiscoveryConfig)):
+        assert (f"--{field.name.replace('_', '-')}" in shown) == (field.name not in hidden), field.name
+    for preset in PRESETS:
+        assert preset in shown
+
+
 @pytest.mark.usefixtures("few_scenes")
 def test_default_name(tmp_path: Path) -> None:
     assert cli.main(["train", "discovery", "--steps", "1", "--batch-size", "1", "--out", str(tmp_path)]) == 0
@@ -244,6 +281,9 @@ def test_damaged_folder(run: Path, capsys: pytest.CaptureFixture[str], damage, m
         (["--preset", "huge"], "invalid choice 'huge' for argument '--preset'"),
         (["--backend", "magic"], "invalid choice 'magic' for argument '--backend'"),
         (["--colour", "red"], "--colour"),
+        (["--softmax-over", "inputs"], "aggregation: got 'mean', expected 'sum' with softmax_over='inputs'"),
+        (["--decay", "exponential"], "decay_steps: got None, expected an integer of at least 1"),
+        (["--decay-steps", "5"], "decay_steps: got 5, expected None with decay='cosine'"),
         (["--name", "a/b"], "name: got 'a/b'"),
         (["--name", ".."], "name: got '..'"),
     ],
