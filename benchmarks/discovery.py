@@ -97,6 +97,8 @@ class Step:
         generator = torch.Generator().manual_seed(1)
         shape = (batch, config.image_channels, config.image_size, config.image_size)
         self.images = torch.rand(shape, generator=generator).to(device) * 2 - 1
+        if contender.model == "ours":  # as what the training converts is
+            self.images = self.images.contiguous(memory_format=torch.channels_last)
         self.noise = torch.randn(batch, config.num_slots, config.slot_dim, generator=generator).to(device)
 
     def autocast(self) -> Any:
