@@ -117,6 +117,22 @@ def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(tmp_path: Path
     assert (run / "model.safetensors").exists()
 
 
+def test_torchrun(tmp_path: Path) -> None:
+    """Its processes agree on one new run folder, named by the first of them, or on why there is none."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += ["slotattn_fast.cli", "train", "discovery", "--batch-size", "4", "--steps", "2", "--device", "cpu"]
+    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (run,) = tmp_path.iterdir()
+    assert json.loads((run / "eval.json").read_text())["scenes"] == 320
+    assert len(done.stdout.splitlines()) == 2
+    wrong = [*command, "--data", "nowhere", "--out", str(tmp_path / "none")]
+    done = subprocess.run(wrong, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert "slotattn: data: got 'nowhere', which is neither a prepared folder nor one of" in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
