@@ -9,6 +9,7 @@ launch reads and writes follows from its arguments, every tensor counted once a 
 the side of the slots, are counted by their arguments and results, a launch each. Bytes are in units of one pass over
 the inputs, B * N * D_in * itemsize. Two floors beside them: T reads forward, and T reads and one write backward, for
 inputs that come from memory in every pass; 1 read forward, 1 read and 1 write backward, for inputs held on the chip.
+The decoder's end, the loss from the maps, is counted in the same way in units of the maps' bytes.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 SHAPES = ((64, 16384, 64, 7), (64, 4096, 32, 6), (64, 1225, 32, 4), (512, 1024, 64, 10))  # B, N, D_in, K
+DECODERS = ((64, 7, 128), (64, 6, 64), (64, 4, 35))  # B, K, side of the images
 MULTIPROCESSORS = 132
 STATS = ("mean_ptr", "rstd_ptr")
 ROWS = (  # of all iterations; a launch writes those of one
@@ -46,6 +48,8 @@ WRITTEN = {
     "update_fwd_kernel": ("sums", "new_slots", "query"),
     "query_bwd_kernel": ("d_slots", *ROWS),
     "update_bwd_kernel": ("d_slots", "d_sums", *ROWS),
+    "mixture_loss_fwd_kernel": ("partials",),
+    "mixture_loss_bwd_kernel": ("d_maps",),
 }
 OVERWRITE = ("copy_", "fill_", "zero_")  # PyTorch's operators that do not read what they write to
 # Those that launch nothing.
@@ -175,11 +179,14 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 @contextmanager
 def recorded(*, run: bool = False) -> Iterator[Plan]:
     """What is launched meanwhile; the kernels themselves run only if told to."""
-    from slotattn_fast.kernels import ops, slot_ops
+    from slotattn_fast.kernels import mixture_ops, ops, slot_ops
 
     plan = Plan()
     kernels = [
-        (module, name, kernel) for module in (ops, slot_ops) for name, kernel in vars(module).items() if name in WRITTEN
+        (module, name, kernel)
+        for module in (ops, slot_ops, mixture_ops)
+        for name, kernel in vars(module).items()
+        if name in WRITTEN
     ]
     multiprocessors = ops.multiprocessors
     try:
@@ -239,6 +246,37 @@ def plans(shape: Shape, device: str = "meta", *, run: bool = False, config: Any 
     return forward, backward
 
 
+def mixture_plans(maps: Tensor, images: Tensor, *, run: bool = False) -> tuple[Plan, Plan]:
+    """Of the decoder's end, forward and backward: `maps` [B, K, C + 1, H, W], `images` [B, C, H, W], on any device."""
+    from slotattn_fast.kernels.mixture_ops import mixture_loss, mixture_loss_backward
+
+    d_loss = torch.ones((), device=maps.device)
+    with recorded(run=run) as forward:
+        mixture_loss(maps, images)
+    with recorded(run=run) as backward:
+        mixture_loss_backward(d_loss, maps, images)
+    return forward, backward
+
+
+def decoder_maps(B: int, K: int, C: int, size: int, dtype: torch.dtype, device: str = "meta") -> tuple[Tensor, Tensor]:
+    """Maps in channels-last order, as a convolution leaves them, and images."""
+    maps = torch.zeros(B, K, size, size, C + 1, dtype=dtype, device=device).permute(0, 1, 4, 2, 3)
+    return maps, torch.zeros(B, size, size, C, device=device).permute(0, 3, 1, 2)
+
+
+def mixture_report(B: int, K: int, size: int, dtype: torch.dtype) -> str:
+    """A line for each pass of the decoder's end, in units of its maps."""
+    maps, images = decoder_maps(B, K, 3, size, dtype)
+    lines = [f"decoder's end: B {B}, K {K}, {size}x{size}, {str(dtype)[6:]}: a unit is {maps.nbytes / 1e6:.1f} MB"]
+    for name, plan in zip(("forward", "backward"), mixture_plans(maps, images), strict=True):
+        read, gradient, rest = (plan.moved(of) / maps.nbytes for of in ("maps", "d_maps", "images"))
+        lines.append(
+            f"  {name:10}{plan.total / maps.nbytes:8.3f} units: maps {read:.3f}, their gradient {gradient:.3f}, images "
+            f"{rest:.3f} in {len(plan.launches)} Triton launches; {len(plan.operators)} of PyTorch"
+        )
+    return "\n".join(lines)
+
+
 def report(shape: Shape, config: Any = None) -> str:
     """A few lines: where the bytes go, and both floors; `config` as for `plans`."""
     B, N, D_in, K, D, T, dtype, _ = shape
@@ -293,6 +331,9 @@ def main() -> None:
             print(report(shape))
         elif fits_on_chip(N, D_in, K, 1, shape.D, hidden, shape.dtype.itemsize, hopper=True):
             print(report(shape, CallConfig(B, on_chip=True)))
+    if not arguments.on_chip:
+        for B, K, size in DECODERS:
+            print(mixture_report(B, K, size, getattr(torch, arguments.dtype)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One small call that launches every kernel once or more, for tools that watch a program, such as compute-sanitizer.
+"""Small calls that launch every kernel once or more, for tools that watch a program, such as compute-sanitizer.
 
 python -m benchmarks.gpu_once                       on a GPU
 TRITON_INTERPRET=1 python -m benchmarks.gpu_once    on a CPU
@@ -9,12 +9,13 @@ from collections import Counter
 
 import torch
 
-from .cost import WRITTEN, Shape, call, recorded
+from .cost import WRITTEN, Shape, call, decoder_maps, mixture_plans, recorded
 from .gpu_measure import on_gpu
 
 # Two splits of an image, of which the last block is not full; both masks.
 ON_CHIP = "on_chip_fwd_kernel"  # Hopper alone
 SHAPE = Shape(B=2, N=300, D_in=64, K=5, D=64, T=2, dtype=torch.bfloat16, mask=True)
+DECODER = (2, 5, 3, 35)  # B, K, C, side
 
 
 def launches(shape: Shape, device: str) -> Counter[str]:
@@ -50,12 +51,22 @@ def launches_on_chip(shape: Shape, device: str) -> Counter[str]:
     return Counter(launch.kernel for launch in plan.launches)
 
 
+def mixture_launches(dtype: torch.dtype, device: str) -> Counter[str]:
+    """The same for the decoder's end: maps whose channels are moved together, cropped ones, and planes."""
+    maps, images = decoder_maps(*DECODER, dtype, device)
+    found: Counter[str] = Counter()
+    for x, y in ((maps, images), (maps[..., :-2, :-2], images[..., :-2, :-2]), (maps.contiguous(), images)):
+        for plan in mixture_plans(x, y, run=True):
+            found.update(launch.kernel for launch in plan.launches)
+    return found
+
+
 def main() -> None:
     from slotattn_fast.kernels.device import hopper
 
     device = "cuda" if on_gpu() else "cpu"
     for dtype in (torch.bfloat16, torch.float32):
-        counts = launches(SHAPE._replace(dtype=dtype), device)
+        counts = launches(SHAPE._replace(dtype=dtype), device) + mixture_launches(dtype, device)
         print(dtype, dict(counts), flush=True)
         missing = sorted(set(WRITTEN) - set(counts) - {ON_CHIP})
         if missing:

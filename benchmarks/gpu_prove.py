@@ -17,10 +17,12 @@ TESTS = {
     "errors in each precision": "tests/test_backends.py",
     "kernels over the slots": "tests/test_kernels_update.py",
     "absorbed projections": "tests/test_kernels_absorb.py",
+    "the decoder's end": "tests/test_mixture.py",
     "launch table against float64": "tests/test_launch_table.py",
     "graphs, compiler, autocast, 100 runs, 2^31 elements": "tests/test_gpu.py",
+    "the training step as a graph": "tests/test_step.py",
 }
-TOY_TESTS = "plain or bfloat16-query-16-wide-8-slots or graph"  # pytest -k
+TOY_TESTS = "plain or bfloat16-query-16-wide-8-slots or graph or one-pixel"  # pytest -k
 SANITIZERS = ("memcheck", "racecheck")
 WORKERS = 8  # processes of pytest-xdist: most of the time goes into compiling kernels
 COUNTS = ("passed", "failed", "skipped")
@@ -33,7 +35,7 @@ def parts(toy: bool) -> dict[str, Part]:
 
 def run_tests(file: str, toy: bool, seconds: float) -> Found:
     """What pytest finds in one file, without the interpreter."""
-    workers = ["-n", str(WORKERS)] if find_spec("xdist") and not toy else []
+    workers = ["-n", str(WORKERS), "--dist", "load"] if find_spec("xdist") and not toy else []
     some = ["-k", TOY_TESTS] if toy else []
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"

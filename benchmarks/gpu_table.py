@@ -1,6 +1,6 @@
 """The report of the stage `time`: each target beside what was reached, all contenders, and the profile."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from .gpu_record import NOT_MEASURED, UNFINISHED, Found, Record, described
@@ -12,9 +12,9 @@ Rows = dict[str, dict[str, Any]]  # by contender
 
 
 class Target(NamedTuple):
-    """Of forward and backward together in bfloat16; `reached` is None where it could not be measured."""
+    """What a part of a stage is to reach; `reached` is None where it could not be measured."""
 
-    size: tuple[int, int, int]
+    part: str
     what: str
     bound: float
     reached: Callable[[Found], float | None]
@@ -60,36 +60,42 @@ def memory_share(found: Found) -> float | None:
     return None
 
 
+def trained(size: tuple[int, int, int]) -> str:
+    """The part whose targets these are: forward and backward in bfloat16."""
+    return part_name(size, "bfloat16", "forward+backward")
+
+
 EAGER, COMPILED, AUTOTUNED = "times faster than the reference", "than it compiled", "than it compiled, max-autotune"
 TARGETS = (
-    Target(DISCOVERY, EAGER, 10, times_faster("reference")),
-    Target(DISCOVERY, AUTOTUNED, 4, times_faster("max-autotune")),
-    Target(DISCOVERY, "part of the copy's bytes/s over 7 units", 0.8, part_of_copy),
-    Target(DISCOVERY, "peak memory over the inputs'", 0.05, memory_share, at_most=True),
-    Target(SETS, EAGER, 8, times_faster("reference")),
-    Target(SETS, COMPILED, 3, times_faster("compiled")),
-    Target(SETS, AUTOTUNED, 3, times_faster("max-autotune")),
-    Target(SINGLE, COMPILED, 1, times_faster("compiled")),
-    Target(SINGLE, AUTOTUNED, 1, times_faster("max-autotune")),
-    Target(SINGLE, f"captured graph, {COMPILED}", 3, times_faster("compiled", "ours, graph")),
-    Target(SINGLE, f"captured graph, {AUTOTUNED}", 3, times_faster("max-autotune", "ours, graph")),
+    Target(trained(DISCOVERY), EAGER, 10, times_faster("reference")),
+    Target(trained(DISCOVERY), AUTOTUNED, 4, times_faster("max-autotune")),
+    Target(trained(DISCOVERY), "part of the copy's bytes/s over 7 units", 0.8, part_of_copy),
+    Target(trained(DISCOVERY), "peak memory over the inputs'", 0.05, memory_share, at_most=True),
+    Target(trained(SETS), EAGER, 8, times_faster("reference")),
+    Target(trained(SETS), COMPILED, 3, times_faster("compiled")),
+    Target(trained(SETS), AUTOTUNED, 3, times_faster("max-autotune")),
+    Target(trained(SINGLE), COMPILED, 1, times_faster("compiled")),
+    Target(trained(SINGLE), AUTOTUNED, 1, times_faster("max-autotune")),
+    Target(trained(SINGLE), f"captured graph, {COMPILED}", 3, times_faster("compiled", "ours, graph")),
+    Target(trained(SINGLE), f"captured graph, {AUTOTUNED}", 3, times_faster("max-autotune", "ours, graph")),
 )
 
 
 def report(record: Record) -> str:
     """Markdown."""
-    return "\n\n".join([targets(record), *(part(name, entry) for name, entry in record.items())]) + "\n"
+    heading = "B x N x K, dtype, what is called"
+    return "\n\n".join([targets(record, TARGETS, heading), *(part(*item) for item in record.items())]) + "\n"
 
 
-def targets(record: Record) -> str:
-    lines = ["| B x N x K, bfloat16, forward + backward | | target | reached | |", "|---|---|---|---|---|"]
-    for target in TARGETS:
-        entry = record.get(part_name(target.size, "bfloat16", "forward+backward"))
+def targets(record: Record, wanted: Sequence[Target], heading: str) -> str:
+    lines = [f"| {heading} | | target | reached | |", "|---|---|---|---|---|"]
+    for target in wanted:
+        entry = record.get(target.part)
         value = target.reached(entry["found"]) if entry and "rows" in entry["found"] else None
         shown = NOT_MEASURED if value is None else f"{value:.3g}"
         verdict = "" if value is None else "met" if target.is_met(value) else "**missed**"
         bound = f"{'at most' if target.at_most else 'at least'} {target.bound:g}"
-        lines.append(f"| {' x '.join(map(str, target.size))} | {target.what} | {bound} | {shown} | {verdict} |")
+        lines.append(f"| {target.part} | {target.what} | {bound} | {shown} | {verdict} |")
     return "\n".join(lines)
 
 

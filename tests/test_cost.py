@@ -171,6 +171,38 @@ def test_on_chip_loads_each_input_once(touched: list[Touched]) -> None:
             assert len(found) == len(np.unique(found)), name
 
 
+def test_the_decoders_end_reads_the_maps_once_and_writes_their_gradient_once() -> None:
+    maps, images = cost.decoder_maps(64, 7, 3, 128, torch.bfloat16)
+    forward, backward = cost.mixture_plans(maps, images)
+    for plan in (forward, backward):
+        assert len(plan.launches) == 1
+        assert plan.moved("maps", written=False) == maps.nbytes
+        assert plan.moved("images", written=False) == images.nbytes
+    assert forward.moved("maps", "images") == forward.total - forward.moved("partials") - forward.operator_bytes
+    assert forward.total <= 1.001 * (maps.nbytes + images.nbytes)
+    assert backward.moved("d_maps", read=False) == maps.nbytes
+    assert backward.total <= 1.001 * (2 * maps.nbytes + images.nbytes)
+    assert backward.operators == []
+    assert [n for n in forward.allocations if n >= images.numel()] == []
+    assert [n for n in backward.allocations if n >= images.numel()] == [maps.numel()]
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["channels-together", "planes"])
+def test_the_decoders_end_touches_what_is_counted(together: bool, touched: list[Touched]) -> None:
+    maps, images = cost.decoder_maps(2, 3, 3, 20, torch.float16, "cpu")
+    maps = maps if together else maps.contiguous()
+    launches = [plan.launches[0] for plan in cost.mixture_plans(maps, images, run=True)]
+    assert [launch.kernel for launch in launches] == ["mixture_loss_fwd_kernel", "mixture_loss_bwd_kernel"]
+    for launch, actual in zip(launches, touched, strict=True):
+        for name, x in actual.arguments.items():
+            found, other = actual.of(name, actual.loads), actual.of(name, actual.stores)
+            found, other = (found, other) if name in launch.read else (other, found)
+            if name != "d_loss":  # which every program reads
+                assert len(found) == len(np.unique(found)) == x.numel(), (launch.kernel, name)
+            assert len(np.unique(found)) * x.element_size() == (launch.read | launch.written)[name]
+            assert len(other) == 0
+
+
 def test_expanded_inputs_count_once() -> None:
     assert nbytes(torch.empty(1, 5, 3).expand(4, 5, 3)) == 4 * 5 * 3
     assert nbytes(torch.empty(4, 5, 3)) == 4 * 4 * 5 * 3

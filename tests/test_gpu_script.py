@@ -120,7 +120,8 @@ def test_bytes_and_memory_of_a_measurement() -> None:
 def test_targets_beside_what_was_reached() -> None:
     name = gpu_table.part_name(gpu_table.DISCOVERY, "bfloat16", "forward+backward")
     assert name in gpu_time.parts(toy=False)
-    lines = gpu_table.targets({name: {"found": measured(reference=30.0, ours=2.5), "conditions": HERE}}).splitlines()
+    record = {name: {"found": measured(reference=30.0, ours=2.5), "conditions": HERE}}
+    lines = gpu_table.targets(record, gpu_table.TARGETS, "heading").splitlines()
     reached = {line.split("|")[2].strip(): [cell.strip() for cell in line.split("|")[3:6]] for line in lines[2:6]}
     assert reached[gpu_table.EAGER] == ["at least 10", "12", "met"]
     assert reached[gpu_table.AUTOTUNED] == ["at least 4", NOT_MEASURED, ""]
@@ -181,7 +182,8 @@ def test_only_a_gain_beyond_noise_is_proposed() -> None:
 
 def test_every_kernel_is_launched_once_or_more() -> None:
     shape = gpu_once.SHAPE._replace(N=40)
-    assert set(gpu_once.launches(shape, "cpu")) | set(gpu_once.launches_on_chip(shape, "cpu")) == set(WRITTEN)
+    launched = gpu_once.launches(shape, "cpu") + gpu_once.launches_on_chip(shape, "cpu")
+    assert set(launched + gpu_once.mixture_launches(torch.bfloat16, "cpu")) == set(WRITTEN)
 
 
 def test_contenders_agree_at_toy_size() -> None:

@@ -1,0 +1,184 @@
+"""The stage `train`: the paper's configuration of object discovery on generated scenes, in pieces of a few minutes.
+
+    python -m benchmarks.gpu train tetrominoes --out DIR                                       the first piece
+    python -m benchmarks.gpu train tetrominoes --out DIR --start DIR/train-tetrominoes-0.tar   every other
+
+In bfloat16 autocast, each step replayed as a CUDA graph; the rest is the preset's, through the functions that
+`slotattn train` calls. A piece ends by SIGTERM after so many minutes, which saves a checkpoint, and leaves one file:
+the run folder with its newest checkpoint, from which the next piece goes on exactly, on this machine or another. That
+of a complete run holds weights, evaluation and pictures in place of the checkpoint. Its conditions.json has an entry
+for each piece: machine, versions, commit, steps, and images a second, which the drawing of the scenes may limit.
+"""
+
+import csv
+import json
+import os
+import signal
+import statistics
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from slotattn_fast.train import checkpoint, discovery
+from slotattn_fast.train.config import PRESETS, TrainConfig
+from slotattn_fast.train.loop import Stopped
+
+LIMIT = 16 * 2**20  # bytes of an archive
+IMAGE_EVERY = 100_000  # steps; rarer than in the presets: a picture of CLEVR6 has 0.8 MB, a checkpoint 11 MB
+AGAIN = 0.1  # seconds from one SIGTERM to the next
+CONDITIONS = "conditions.json"
+TOY_MODEL = {
+    "encoder_channels": 8,
+    "encoder_strides": (4, 4),
+    "slot_dim": 8,
+    "hidden_dim": 8,
+    "decoder_channels": 8,
+    "decoder_strides": (4, 4),
+}
+
+
+def configuration(preset: str, seed: int, steps: int | None, toy: bool) -> TrainConfig:
+    """The preset's, as a GPU trains it fastest; or with a small model, on a CPU."""
+    config = replace(
+        PRESETS[preset],
+        seed=seed,
+        steps=steps or PRESETS[preset].steps,
+        precision="bf16-mixed",
+        image_every=IMAGE_EVERY,
+    )
+    if not toy:
+        return replace(config, device="cuda", cuda_graph=True)
+    broadcast_size = -(-config.model.get("image_size", 35) // 16)
+    model = {**config.model, **TOY_MODEL, "broadcast_size": broadcast_size}
+    return replace(config, device="cpu", batch_size=2, warmup_steps=10, model=model)
+
+
+def train(
+    preset: str,
+    seed: int,
+    steps: int | None,
+    minutes: float,
+    out: Path,
+    start: Path | None,
+    toy: bool,
+    here: Mapping[str, str],
+) -> bool:
+    """Trains a piece and packs it into `out`; whether the run is complete.
+
+    `steps` None: those of the archive `start`, or the preset's. `here`: the conditions. Raises SystemExit for an
+    archive of another run, and for one that has grown too large, which is kept; and what the training raises.
+    """
+    began = time.monotonic()
+    archive = out / f"train-{preset}-{seed}.tar"
+    with TemporaryDirectory() as folder:
+        run = Path(folder) / archive.stem
+        if start is None:
+            discovery.create(configuration(preset, seed, steps, toy), run)
+        else:
+            unpack(start, run)
+            if is_complete(run):
+                print(f"{start}: complete")
+                return True
+        config = discovery.configuration(run)
+        asked = {"preset": preset, "seed": seed, "steps": steps or config.steps}
+        if other := {name: getattr(config, name) for name in asked if getattr(config, name) != asked[name]}:
+            sys.exit(f"{start}: got the archive of {other}, expected one of {asked}; ask for what it is of")
+        first = newest_step(run)
+        try:
+            with terminated_after(60 * minutes - (time.monotonic() - began)):
+                discovery.train(run, config)
+        except Stopped:
+            pass
+        finally:  # whatever ended it, the newest checkpoint is worth keeping
+            last, images = newest_step(run), images_per_second(run, first)
+            piece = {"from_step": first, "to_step": last, "images_per_second": images}
+            note(run, {**here, **piece, "seconds": round(time.monotonic() - began, 1)})
+            pack(run, archive)
+        complete = is_complete(run)
+    print(f"{archive}: step {last} of {config.steps}, {images} images/s; {'complete' if complete else 'not complete'}")
+    if (size := archive.stat().st_size) > LIMIT:
+        sys.exit(f"{archive}: {size / 2**20:.1f} MiB, expected at most {LIMIT / 2**20:.0f}; draw fewer pictures")
+    return complete
+
+
+@contextmanager
+def terminated_after(seconds: float) -> Iterator[None]:
+    """SIGTERM to this process when so many seconds are over, and again until the block ends.
+
+    It stops the training at its next step. Where none is under way, before and after its loop, it does nothing.
+    """
+    over = threading.Event()
+
+    def send() -> None:
+        wait = max(seconds, 0.0)
+        while not over.wait(wait):
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait = AGAIN
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield
+    finally:
+        over.set()
+        sender.join()
+        signal.signal(signal.SIGTERM, before)
+
+
+def newest_step(run: Path) -> int:
+    """Of the newest checkpoint; 0 without any."""
+    saved = checkpoint.paths(run / "checkpoints")
+    return int(saved[-1].stem.removeprefix("step-")) if saved else 0
+
+
+def images_per_second(run: Path, first: int) -> float | None:
+    """The median of what metrics.csv says of the steps after `first`; None if it says nothing."""
+    try:
+        with (run / "metrics.csv").open(newline="") as file:
+            speeds = [float(row["images_per_second"]) for row in csv.DictReader(file) if int(row["step"]) > first]
+    except FileNotFoundError:
+        return None
+    return round(statistics.median(speeds), 1) if speeds else None
+
+
+def note(run: Path, piece: dict[str, Any]) -> None:
+    """Adds an entry to the run's conditions."""
+    path = run / CONDITIONS
+    pieces = json.loads(path.read_text()) if path.exists() else []
+    path.write_text(json.dumps([*pieces, piece], indent=1) + "\n")
+
+
+def is_complete(run: Path) -> bool:
+    return (run / "eval.json").exists() and (run / "model.safetensors").exists()
+
+
+def pack(run: Path, archive: Path) -> None:
+    """The run folder as one file, in one step: without TensorBoard's copy of the numbers and older checkpoints.
+
+    Of a complete run without any checkpoint.
+    """
+    left_out = checkpoint.paths(run / "checkpoints")[: None if is_complete(run) else -1]
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    fresh = archive.with_suffix(".new")
+    with tarfile.open(fresh, "w") as file:
+        for path in sorted(run.rglob("*")):
+            name = path.relative_to(run)
+            if path.is_file() and path not in left_out and name.parts[0] not in ("tb", "lock"):
+                file.add(path, arcname=str(name))
+    fresh.replace(archive)
+
+
+def unpack(archive: Path, run: Path) -> None:
+    """The reverse of `pack`, ready to go on."""
+    with tarfile.open(archive) as file:
+        file.extractall(run, filter="data")
+    for folder in ("checkpoints", "images", "tb"):
+        (run / folder).mkdir(exist_ok=True)

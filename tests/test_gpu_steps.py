@@ -1,0 +1,125 @@
+"""The GPU stage of training steps: targets, what is timed and what is not, and a toy run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu, gpu_measure, gpu_steps, gpu_steps_table
+from benchmarks.gpu_record import NOT_MEASURED, UNFINISHED, Found
+from benchmarks.gpu_steps import GraphedStep
+from benchmarks.gpu_steps_table import GRAPH, TARGETS
+from slotattn_fast.models.convolution import SameConvTranspose2d
+from slotattn_fast.models.discovery import ObjectDiscovery
+from slotattn_fast.train.discovery_eval import to_model
+
+HERE = {"gpu": "none", "commit": "a"}
+
+
+def measured(**ms: float) -> Found:
+    rows: list[dict[str, Any]] = [
+        {"contender": name, "ms": (x, x, x), "faster": ms["plain"] / x, "error": 1e-3, "peak_bytes": int(x * 2**20)}
+        for name, x in ms.items()
+    ]
+    rows.append({"contender": "ours, bf16, compiled", NOT_MEASURED: "InductorError: a | b"})
+    part = {"part": "encoder", "direction": "forward", "ms": 1.5}
+    return {"rows": rows, "batch": 64, "parts": {"plain": [part], "ours, bf16": [{**part, "ms": 0.5}]}}
+
+
+def reached(found: Found) -> dict[str, list[str]]:
+    text = gpu_steps.report({"clevr6": {"found": found, "conditions": HERE}})
+    lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()[2 : 2 + len(TARGETS)]]
+    return {cells[2]: cells[3:6] for cells in lines}
+
+
+def test_targets_beside_what_was_reached() -> None:
+    assert {target.part for target in TARGETS} < set(gpu_steps.parts(toy=False))
+    found = measured(**{"plain": 180.0, "plain, bf16, compiled": 54.0, GRAPH: 36.0})
+    assert list(reached(found).values()) == [
+        ["at least 4", "5", "met"],
+        ["at least 1.3", "1.5", "met"],
+        ["at most 5", "5", "met"],
+        ["at most 0.5", "0.2", "met"],
+    ]
+    found = measured(**{"plain": 180.0, "plain, bf16, compiled": 54.0, GRAPH: 90.0})
+    assert [cells[1:] for cells in reached(found).values()] == [
+        ["2", "**missed**"],
+        ["0.6", "**missed**"],
+        ["12.5", "**missed**"],
+        ["0.5", "met"],
+    ]
+    assert all(cells[1] == NOT_MEASURED for cells in reached(measured(plain=180.0)).values())
+
+
+def test_tables_show_every_row_and_why_there_is_no_time() -> None:
+    record = {
+        "clevr6": {"found": measured(**{"plain": 180.0, GRAPH: 36.0}), "conditions": HERE},
+        "tetrominoes": {"found": {UNFINISHED: "Traceback\nRuntimeError: no memory\n"}, "conditions": HERE},
+    }
+    text = gpu_steps.report(record)
+    assert f"| {GRAPH} | 36.000 | 36.000 | 36.000 | 5.00 | 36 MiB | 5.0 | 1.0e-03 |" in text
+    assert "InductorError: a / b" in text
+    assert "| encoder | forward | 1.500 | 0.500 |" in text
+    assert "not measured: RuntimeError: no memory" in text
+
+
+def test_toy_stage(tmp_path: Path) -> None:
+    assert gpu.run("steps", tmp_path, toy=True)
+    record = json.loads((tmp_path / "toy-gpu-steps.json").read_text())
+    found = record["tetrominoes"]["found"]
+    names = [row["contender"] for row in found["rows"]]
+    assert names[:2] == ["plain", "plain, bf16"]
+    assert {GRAPH, "ours", "ours, bf16", "ours, bf16, compiled", "plain, bf16, compiled"} == set(names[2:])
+    assert list(found["parts"]) == ["plain", "ours, bf16"]
+    rows = found["rows"] + record[gpu_steps_table.CONVOLUTIONS]["found"]["rows"]
+    assert all("error" in row and "ms" not in row and NOT_MEASURED not in row for row in rows)
+    assert "nothing here is a measurement" in (tmp_path / "toy-gpu-steps.md").read_text()
+
+
+def test_the_gradients_of_a_graphs_step_are_those_of_its_batch() -> None:
+    step = GraphedStep("tetrominoes", 1)
+    model = ObjectDiscovery(step.model.config).to(memory_format=torch.channels_last)
+    model.load_state_dict(step.model.state_dict())
+    assert step.batch["images"].dtype == torch.uint8
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model.loss(to_model(step.batch["images"]), step.batch["noise"].bfloat16())
+    expected.backward()
+    loss, gradients = step.gradients()
+    torch.testing.assert_close(loss, expected.detach())
+    for found, (name, p) in zip(gradients, sorted(model.named_parameters()), strict=True):
+        torch.testing.assert_close(found, p.grad, msg=name)
+    assert any((p != q).any() for p, q in zip(model.parameters(), step.model.parameters(), strict=True))
+
+
+def test_a_contender_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ObjectDiscovery.loss
+    monkeypatch.setattr(ObjectDiscovery, "loss", lambda self, *given: right(self, *given) * 1.1)
+    found = gpu_steps.compare("tetrominoes", True, 60)
+    for row in found["rows"]:
+        assert (NOT_MEASURED in row) == row["contender"].startswith("ours"), row
+    assert list(found["parts"]) == ["plain"]
+    assert not gpu_steps.passed({"tetrominoes": {"found": found, "conditions": HERE}})
+
+
+def test_a_convolution_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = SameConvTranspose2d.forward
+    monkeypatch.setattr(SameConvTranspose2d, "forward", lambda self, maps: right(self, maps).roll(1, -1))
+    found = gpu_steps.convolutions(True, 60)
+    assert [NOT_MEASURED in row for row in found["rows"]] == [False, True] * len(gpu_steps.TOY_LAYERS)
+    assert not gpu_steps.passed({gpu_steps_table.CONVOLUTIONS: {"found": found, "conditions": HERE}})
+
+
+def test_measured_times_come_into_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def milliseconds(calls: dict[str, gpu_measure.Call], rounds: int) -> dict[str, list[float]]:
+        return {name: [8.0, 16.0, 24.0] if name == "plain" else [1.0, 2.0, 3.0] for name in calls}
+
+    monkeypatch.setattr(gpu_steps, "milliseconds", milliseconds)
+    found = gpu_steps.compare("tetrominoes", True, 60)
+    rows = {row["contender"]: row for row in found["rows"]}
+    assert rows[GRAPH]["ms"][1] == 2
+    assert rows[GRAPH]["faster"] == 8
+    found = gpu_steps.convolutions(True, 60)
+    assert [row["ms"][1] for row in found["rows"]] == [2] * 2 * len(gpu_steps.TOY_LAYERS)
+    assert "| 2.000 |" in gpu_steps.report({gpu_steps_table.CONVOLUTIONS: {"found": found, "conditions": HERE}})

@@ -1,0 +1,135 @@
+"""The GPU stage that trains in pieces, at toy size: cut and gone on with, from one file to the next."""
+
+import json
+import os
+import signal
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from benchmarks import gpu, gpu_train
+from slotattn_fast.train import checkpoint
+from slotattn_fast.train.config import PRESETS
+from slotattn_fast.train.discovery import Discovery
+from slotattn_fast.train.errors import RunError
+
+STEPS = 12
+
+
+def train(out: Path, start: Path | None = None, **changed: float) -> bool:
+    given = {"seed": 3, "steps": STEPS, "minutes": 5.0, **changed}
+    return gpu.train("tetrominoes", **given, out=out, start=start, toy=True)
+
+
+def content(archive: Path) -> dict[str, bytes]:
+    with tarfile.open(archive) as file:
+        return {member.name: file.extractfile(member).read() for member in file}
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """SIGTERM comes in that step, as it does when the minutes are over."""
+    batches = Discovery.batches
+
+    def at(number: int) -> None:
+        def until(self: Discovery, start: int, *rest: object) -> object:
+            for step, batch in enumerate(batches(self, start, *rest), start):
+                if step == number:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        monkeypatch.setattr(Discovery, "batches", until)
+
+    return at
+
+
+def test_pieces_end_with_the_weights_of_a_run_that_was_not_cut(
+    tmp_path: Path, cut: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "uncut")
+    archive = tmp_path / "cut" / "train-tetrominoes-3.tar"
+    cut(4)
+    assert not train(tmp_path / "cut")
+    assert sorted(content(archive)) == [
+        "checkpoints/step-00000005.pt",
+        "conditions.json",
+        "config.json",
+        "env.json",
+        "metrics.csv",
+    ]
+    assert "step 5 of 12" in capsys.readouterr().out
+    cut(8)
+    assert not train(tmp_path / "cut", archive, steps=None)
+    assert [name for name in content(archive) if name.startswith("checkpoints")] == ["checkpoints/step-00000009.pt"]
+    cut(-1)
+    assert train(tmp_path / "elsewhere", archive)
+    (path,) = (tmp_path / "elsewhere").iterdir()
+    found, expected = content(path), content(tmp_path / "uncut" / path.name)
+    weights, others = (safetensors.torch.load(x["model.safetensors"]) for x in (found, expected))
+    assert all(torch.equal(weights[name], others[name]) for name in others)
+    assert weights.keys() == others.keys()
+    assert found.keys() == expected.keys()
+    assert {"eval.json", "slots.png", "iterations.png", "images/step-00000012.png"} < found.keys()
+    assert not any(name.startswith(("checkpoints", "tb")) for name in found)
+    pieces = json.loads(found["conditions.json"])
+    assert [(piece["from_step"], piece["to_step"]) for piece in pieces] == [(0, 5), (5, 9), (9, 12)]
+    assert all(piece["images_per_second"] > 0 and piece["gpu"].startswith("none") for piece in pieces)
+    assert train(tmp_path / "nothing", path)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_run_ends_when_the_minutes_are_over(tmp_path: Path) -> None:
+    assert not train(tmp_path, steps=10**6, minutes=0)
+    names = list(content(tmp_path / "train-tetrominoes-3.tar"))
+    assert any(name.startswith("checkpoints/step-") for name in names)
+
+
+def test_signals_beside_the_loop_do_nothing() -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    with gpu_train.terminated_after(0):
+        time.sleep(3 * gpu_train.AGAIN)
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_an_archive_of_another_run_is_refused(tmp_path: Path, cut: Callable[[int], None]) -> None:
+    cut(1)
+    train(tmp_path)
+    archive = tmp_path / "train-tetrominoes-3.tar"
+    for change, message in (({"seed": 4}, "'seed': 3"), ({"steps": 13}, "'steps': 12")):
+        with pytest.raises(SystemExit, match=message):
+            train(tmp_path, archive, **change)
+
+
+def test_what_ended_by_an_error_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finite = checkpoint.save
+
+    def diverges(*given: object) -> None:
+        finite(*given)
+        raise RunError("the loss is nan")
+
+    monkeypatch.setattr(checkpoint, "save", diverges)
+    with pytest.raises(SystemExit, match="train: the loss is nan"):
+        train(tmp_path)
+    assert "checkpoints/step-00000012.pt" in content(tmp_path / "train-tetrominoes-3.tar")
+
+
+def test_too_large_an_archive_is_told(
+    tmp_path: Path, cut: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_train, "LIMIT", 1000)
+    cut(1)
+    with pytest.raises(SystemExit, match=r"train-tetrominoes-3.tar: 0.1 MiB, expected at most"):
+        train(tmp_path)
+
+
+@pytest.mark.parametrize("preset", gpu.PRESETS)
+def test_all_that_decides_the_result_is_the_papers(preset: str) -> None:
+    config, paper = gpu_train.configuration(preset, 7, None, toy=False), PRESETS[preset]
+    changed = {name for name, value in vars(config).items() if value != vars(paper)[name]}
+    assert changed == {"seed", "precision", "device", "cuda_graph", "image_every"}
+    assert (config.steps, config.batch_size) == (500_000, 64)
