@@ -1,7 +1,8 @@
 """`slot_attention`: Slot Attention as a function of its inputs, its initial slots and its parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -138,17 +139,27 @@ def explain_backend(
     Raises:
         ValueError: no such backend. RuntimeError: "triton" cannot serve the call; the message says why.
     """
+    device_type = inputs.device.type
+    reason = partial(why_not, device_type, inputs.dtype, inputs.shape[-1], num_slots, heads, softmax_over, aggregation)
+    return choose(backend, device_type, reason, "inputs")
+
+
+def choose(backend: str, device_type: str, why_not_triton: Callable[[], str | None], what: str) -> Backend:
+    """The backend that is asked for, or that "auto" takes for tensors, called `what`, on such a device.
+
+    `why_not_triton` says why the kernels cannot serve, or gives None. Raises as `explain_backend` does.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if backend == "torch":
         return Backend("torch", "it was asked for")
-    reason = why_not(inputs.device.type, inputs.dtype, inputs.shape[-1], num_slots, heads, softmax_over, aggregation)
+    reason = why_not_triton()
     if backend == "triton":
         if reason is not None:
             raise RuntimeError(f'backend="triton" cannot serve this call: {reason}; use backend="auto" or "torch"')
         return Backend("triton", "it was asked for")
-    if reason is None and inputs.device.type == "cpu":
-        reason = "the inputs are on 'cpu', where Triton's interpreter serves tests and nobody else"
+    if reason is None and device_type == "cpu":
+        reason = f"the {what} are on 'cpu', where Triton's interpreter serves tests and nobody else"
     return Backend("triton", "the kernels serve this call") if reason is None else Backend("torch", reason)
 
 

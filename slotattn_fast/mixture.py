@@ -1,5 +1,6 @@
 """The reconstruction loss of the paper's auto-encoder from its decoder's maps, in one pass forward and one backward."""
 
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .functional import BACKENDS, Backend
+from .functional import BACKENDS, Backend, choose
 from .kernels.support import why_not_mixture
 from .operators import composite_is_due, gradients_of
 
@@ -49,18 +50,9 @@ def explain_mixture_backend(maps: Tensor, backend: str = "auto") -> Backend:
     Raises:
         ValueError: no such backend. RuntimeError: "triton" cannot serve the call; the message says why.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
-    if backend == "torch":
-        return Backend("torch", "it was asked for")
-    reason = why_not_mixture(maps.device.type, maps.dtype, maps.shape[1], maps.shape[2] - 1)
-    if backend == "triton":
-        if reason is not None:
-            raise RuntimeError(f'backend="triton" cannot serve this call: {reason}; use backend="auto" or "torch"')
-        return Backend("triton", "it was asked for")
-    if reason is None and maps.device.type == "cpu":
-        reason = "the maps are on 'cpu', where Triton's interpreter serves tests and nobody else"
-    return Backend("triton", "the kernels serve this call") if reason is None else Backend("torch", reason)
+    device_type = maps.device.type
+    reason = partial(why_not_mixture, device_type, maps.dtype, maps.shape[1], maps.shape[2] - 1)
+    return choose(backend, device_type, reason, "maps")
 
 
 def composite(maps: Tensor, images: Tensor) -> Tensor:
