@@ -30,9 +30,9 @@ it needs, 6 tensorboard with protobuf, 2 the tests'):
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \\
         --platform manylinux_2_27_x86_64 --platform manylinux2014_x86_64 -c constraints.txt -d build/wheels \\
-        lightning-fabric lightning-utilities packaging tqdm safetensors tensorboard protobuf absl-py pillow matplotlib \\
-        contourpy cycler fonttools kiwisolver pyparsing python-dateutil six pytest pytest-xdist execnet pluggy \\
-        iniconfig pygments
+        lightning-fabric lightning-utilities packaging tqdm safetensors tensorboard protobuf absl-py pillow \\
+        matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil six \\
+        pytest pytest-xdist execnet pluggy iniconfig pygments
 
 and there, without one:
 
@@ -104,6 +104,8 @@ def train(
 ) -> bool:
     """Trains a piece of a run; whether the run is complete."""
     here = ready(toy, commit)
+    from tarfile import TarError
+
     from slotattn_fast.data.errors import DataError
     from slotattn_fast.train.errors import RunError
 
@@ -111,7 +113,7 @@ def train(
 
     try:
         return gpu_train.train(preset, seed, steps, minutes, folder(out, toy), start, toy, here)
-    except (RunError, DataError, OSError, ValueError) as error:
+    except (RunError, DataError, OSError, TarError, ValueError) as error:
         sys.exit(f"train: {error}")
 
 

@@ -84,7 +84,7 @@ def test_pieces_end_with_the_weights_of_a_run_that_was_not_cut(
 
 
 def test_a_run_ends_when_the_minutes_are_over(tmp_path: Path) -> None:
-    assert not train(tmp_path, steps=10**6, minutes=0)
+    assert not train(tmp_path, steps=2000, minutes=0)
     names = list(content(tmp_path / "train-tetrominoes-3.tar"))
     assert any(name.startswith("checkpoints/step-") for name in names)
 
@@ -103,6 +103,13 @@ def test_an_archive_of_another_run_is_refused(tmp_path: Path, cut: Callable[[int
     for change, message in (({"seed": 4}, "'seed': 3"), ({"steps": 13}, "'steps': 12")):
         with pytest.raises(SystemExit, match=message):
             train(tmp_path, archive, **change)
+
+
+def test_what_is_no_archive_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"no archive" * 100)
+    for name in ("x.tar", "missing.tar"):
+        with pytest.raises(SystemExit, match="train: "):
+            train(tmp_path, tmp_path / name)
 
 
 def test_what_ended_by_an_error_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
