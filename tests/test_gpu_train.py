@@ -84,7 +84,7 @@ def test_pieces_end_with_the_weights_of_a_run_that_was_not_cut(
 
 
 def test_a_run_ends_when_the_minutes_are_over(tmp_path: Path) -> None:
-    assert not train(tmp_path, steps=2000, minutes=0)
+    assert not train(tmp_path, steps=500, minutes=0)
     names = list(content(tmp_path / "train-tetrominoes-3.tar"))
     assert any(name.startswith("checkpoints/step-") for name in names)
 
