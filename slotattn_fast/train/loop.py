@@ -151,6 +151,7 @@ class _Noise:
         if self.shape is None:
             return batch
         self.generator.manual_seed(seed_of(self.seed, TRAIN_NOISE, step))
+        # Drawn in float32; Lightning Fabric rounds it to bfloat16 where that is the run's precision.
         noise = torch.randn(self.shape, generator=self.generator, device=self.generator.device)
         return {**batch, "noise": noise.chunk(self.world_size)[self.rank]}
 

@@ -66,7 +66,8 @@ def graphed_step(fabric: Fabric, loss_of: nn.Module, optimizer: torch.optim.Opti
             eager(static)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # The thread that reads batches ahead may allocate meanwhile, which concerns the capture of its own thread only.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         static_loss = eager(static)
 
     # The graph reads and writes these very tensors, so they are set back in place.
