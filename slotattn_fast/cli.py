@@ -6,6 +6,7 @@ Only what parses the arguments is imported here, so that `slotattn --help` takes
 import contextlib
 import io
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,8 +66,8 @@ def _run(command: Command) -> int:
     match command:
         case TrainDiscovery():
             return _train_discovery(command)
-        case Resume(run, device, devices):
-            return _train(run, device, devices)
+        case Resume(run, device, devices, data):
+            return _train(run, device, devices, data)
         case Eval() | Show():
             run_trained(command)
         case Info():
@@ -89,10 +90,17 @@ def _train_discovery(command: TrainDiscovery) -> int:
         run = by_the_first(connect(command.config()), create) if launched() else create()
     except ValueError as error:
         raise UsageError(error) from error
+    config = command.config()
+    if config.warmup_steps >= config.steps:
+        print(
+            f"slotattn: a warm-up of {config.warmup_steps} steps does not end within {config.steps}: the rate stays "
+            f"below --lr {config.lr}; see --warmup-steps",
+            file=sys.stderr,
+        )
     return _train(run)
 
 
-def _train(run: Path, device: Device | None = None, devices: int | None = None) -> int:
+def _train(run: Path, device: Device | None = None, devices: int | None = None, data: str | None = None) -> int:
     from slotattn_fast.report.tables import evaluation_line
     from slotattn_fast.train import discovery
     from slotattn_fast.train.loop import Stopped
@@ -100,17 +108,20 @@ def _train(run: Path, device: Device | None = None, devices: int | None = None) 
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces precision and ranks
     try:
-        config = discovery.configuration(run, device, devices)
+        config = discovery.configuration(run, device, devices, data)
     except ValueError as error:
         raise UsageError(error) from error
+    go_on = f"go on with `slotattn train resume {shlex.quote(str(run))}`"
     try:
         result = discovery.train(run, config)
     except Stopped as stopped:
         code = 128 + stopped.signal
-        return _fail(f"{stopped}; go on with `slotattn train resume {run}`", code) if is_first() else code
+        return _fail(f"{stopped}; {go_on}", code) if is_first() else code
+    except KeyboardInterrupt:
+        return _fail(f"interrupted; {go_on}", 130)
     if result is not None:
         print(evaluation_line(str(run), result))
-        print(run / "slots.png")
+        print(*sorted(run.glob("*.png")), sep="\n")
     return 0
 
 

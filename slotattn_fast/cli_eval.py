@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import DisallowNone, Positional, arg
 
 from slotattn_fast.cli_errors import UsageError
 from slotattn_fast.pretrained import PRETRAINED, pretrained
@@ -48,9 +48,18 @@ class Eval(_Trained):
     Of several runs, such as those of several seeds, also the mean, and which of them failed.
     """
 
-    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN", help="Run folders.", help_behavior_hint="")] = ()
-    iters: Annotated[tuple[int, ...], arg(metavar="N [N ...]", help_behavior_hint="(default: as in training)")] = ()
-    """Iterations T of Slot Attention, one evaluation each."""
+    runs: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]", help="Run folders.", help_behavior_hint="")
+    ] = ()
+    iters: Annotated[
+        tuple[int, ...] | None,
+        DisallowNone,
+        arg(
+            metavar="N [N ...]",
+            help="Iterations T of Slot Attention, one evaluation each; after the runs.",
+            help_behavior_hint="(default: as in training)",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -78,16 +87,22 @@ def run_trained(command: Eval | Show) -> None:
 
 def _eval(command: Eval) -> None:
     from slotattn_fast.report.tables import evaluation_line, seeds_lines
-    from slotattn_fast.train.discovery_eval import evaluate
+    from slotattn_fast.train.discovery_eval import evaluate, require_complete
+    from slotattn_fast.train.run_folder import differences
 
-    runs = _folders(command, command.runs)
+    runs = tuple(dict.fromkeys(_folders(command, command.runs)))
+    configs = [require_complete(run) for run in runs]  # before the first is measured
+    if command.iters == ():
+        raise ValueError("iters: got nothing, expected one or more integers")
     for iters in command.iters or (None,):
         results = {}
         for run in runs:
             result = evaluate(run, command.setting(iters), command.device, keep=command.pretrained is None)
             print(evaluation_line(str(run), result))
             results[str(run)] = result
-        if len(runs) > 1:
+        if other := sorted({name for config in configs for name in differences(configs[0], config, but=("seed",))}):
+            print(f"no mean: these are not seeds of one experiment, for they differ in {', '.join(other)}")
+        elif len(runs) > 1:
             print("\n".join(seeds_lines(results)))
 
 

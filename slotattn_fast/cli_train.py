@@ -1,11 +1,14 @@
 """`slotattn train`: discovery, resume."""
 
+import ast
+import inspect
 from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg
+from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from slotattn_fast.data.catalogue import prepared_folder
 from slotattn_fast.models.discovery_config import DiscoveryConfig
@@ -15,20 +18,31 @@ _FROM_PRESET = "(default: the preset's)"
 
 
 def _options(name: str, of: type, *, flags: tuple[str, ...] = (), hidden: tuple[str, ...] = ()) -> Any:
-    """A class with a command-line option for each field of the configuration `of`; what is not given is None.
-
-    It is a subclass, for tyro takes what `--help` says of a field from the source of its class.
-    """
+    """A class with a command-line option for each field of the configuration `of`; what is not given is None."""
     options: list[tuple[str, Any, Any]] = []
+    said = _docstrings(of)
     for key, hint in get_type_hints(of).items():
-        given = arg(metavar=_metavar(hint), help_behavior_hint=_FROM_PRESET)
         if key in hidden:
-            options.append((key, Annotated[Any, Suppress], None))
-        elif key in flags:
-            options.append((key, Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")], False))
+            continue
+        if key in flags:
+            flag = arg(help=said[key], help_behavior_hint="")
+            options.append((key, Annotated[bool, FlagCreatePairsOff, flag], False))
         else:
+            given = arg(help=said[key], metavar=_metavar(hint), help_behavior_hint=_FROM_PRESET)
             options.append((key, Annotated[hint | None, DisallowNone, given], None))
-    return make_dataclass(name, options, bases=(of,), frozen=True, namespace={"__post_init__": lambda self: None})
+    return make_dataclass(name, options, frozen=True)
+
+
+def _docstrings(of: type) -> dict[str, str]:
+    """What the source says below each field of a dataclass."""
+    (tree,) = ast.parse(inspect.getsource(of)).body
+    assert isinstance(tree, ast.ClassDef)
+    said = {}
+    for field_, text in pairwise(tree.body):
+        match field_, text:
+            case ast.AnnAssign(target=ast.Name(id=key)), ast.Expr(value=ast.Constant(value=str(words))):
+                said[key] = " ".join(words.split())
+    return said
 
 
 def _metavar(hint: Any) -> str | None:
@@ -53,15 +67,25 @@ ModelOptions = _options("ModelOptions", DiscoveryConfig)
 class TrainDiscovery:
     """Train the auto-encoder to find objects, measure FG-ARI and draw the slots."""
 
-    preset: Literal[
-        "quick", "tetrominoes", "multi-dsprites", "multi-dsprites-binarized", "clevr6", "clevr6-greyscale"
+    preset: Annotated[
+        Literal["quick", "tetrominoes", "multi-dsprites", "multi-dsprites-binarized", "clevr6", "clevr6-greyscale"],
+        arg(
+            metavar="NAME",
+            help="quick: a small model of Tetrominoes for a laptop, minutes on 2 CPU cores. The paper's "
+            "configurations, batch 64, lr 4e-4, warm-up 10 000, decay 0.5 per 100 000, 500 000 steps: tetrominoes, "
+            "multi-dsprites, multi-dsprites-binarized, clevr6, clevr6-greyscale. The options below change settings.",
+        ),
     ] = "quick"
-    """quick: a small model of Tetrominoes for a laptop, minutes on 2 CPU cores. The others: the paper's configurations,
-    batch 64, lr 4e-4, warm-up 10 000, decay 0.5 per 100 000, 500 000 steps. The options below change settings."""
-    data: Annotated[str | None, arg(metavar="NAME|DIR", help_behavior_hint=_FROM_PRESET)] = None
-    """A data set that is generated while training, nothing is downloaded (tetrominoes, clevr, clevr-with-masks,
-    multi-dsprites-binarized, -colored-on-grayscale, -colored-on-colored), or a folder that `slotattn data prepare` or
-    `generate` made."""
+    data: Annotated[
+        str | None,
+        arg(
+            metavar="NAME|DIR",
+            help="A data set that is generated while training, nothing is downloaded (tetrominoes, clevr, "
+            "clevr-with-masks, multi-dsprites-binarized, -colored-on-grayscale, -colored-on-colored), or a folder that "
+            "`slotattn data prepare` or `generate` made.",
+            help_behavior_hint=_FROM_PRESET,
+        ),
+    ] = None
     out: Path = Path("runs")
     """Folder that the run folder is made in."""
     name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: task-data-time)")] = None
@@ -105,3 +129,5 @@ class Resume:
     """Where to train."""
     devices: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the run's)")] = None
     """GPUs of this machine, or processes on its CPU, that share a step's batch."""
+    data: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: the run's)")] = None
+    """Where the prepared folder is now, if it was moved."""

@@ -424,7 +424,7 @@ def test_help_is_light() -> None:
     ):
         assert f"--{option} " in done.stdout
     assert "quick: " in done.stdout
-    assert "The others: the paper's" in done.stdout
+    assert "The paper's configurations" in " ".join(done.stdout.split())
 
 
 def test_version_and_info(capsys: pytest.CaptureFixture[str]) -> None:

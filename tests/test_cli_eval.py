@@ -48,7 +48,7 @@ def test_iterations_and_slots_of_an_evaluation(run: Path, capsys: pytest.Capture
     assert (trained["iters"], trained["num_slots"]) == (10, 3)
     assert cli.main(["eval", str(run), "--iters", "1", "10", "--num-slots", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("; ")[1] for line in lines] == ["5 slots, 1 iterations", "5 slots, 10 iterations"]
+    assert [line.split("; ")[1] for line in lines] == ["5 slots, 1 iteration", "5 slots, 10 iterations"]
     one, ten = (_evaluation(run, f"eval-iters-{iters}-slots-5.json") for iters in (1, 10))
     assert (one["iters"], ten["iters"], one["num_slots"]) == (1, 10, 5)
     assert one["mse"] != ten["mse"] != trained["mse"]
@@ -76,6 +76,7 @@ def test_other_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--num-slots", "0"], "num_slots must be at least 1, got 0"),
         (["--iters", "-1"], "iters"),
         (["--pretrained", "quick"], "give a run folder, or --pretrained NAME, and not both"),
+        (["--max-objects", "0"], "max_objects: got 0, expected an integer of at least 1, or None"),
     ],
 )
 @pytest.mark.parametrize("command", ["eval", "show"])
@@ -103,10 +104,50 @@ def test_several_runs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cli.main(["eval", str(run), str(other)]) == 0
     lines = capsys.readouterr().out.splitlines()
     score = _evaluation(run, "eval.json")["fg_ari"]
-    assert lines[2] == f"2 runs: FG-ARI {score:.4f} +- 0.0000 (mean, standard deviation; all counted)"
-    assert lines[3].startswith(f"{other}: failed: its training loss, 99.50000, is ")
+    assert lines[2].startswith(f"{other}: failed: its training loss, 99.50000, is ")
+    assert lines[3:] == [
+        f"2 runs: FG-ARI {score:.4f} +- 0.0000 (mean and standard deviation)",
+        f"without the 1 that failed: FG-ARI {score:.4f}",
+    ]
     assert _evaluation(other, "eval.json")["train_loss"] == 99.5
-    assert len(lines) == 4
+    # Named twice, a run is one.
+    assert cli.main(["eval", str(run), str(run)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_runs_that_are_not_seeds_of_one_experiment(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    path = other / "config.json"
+    path.write_text(path.read_text().replace('"lr": 0.002', '"lr": 0.001').replace('"seed": 0', '"seed": 1'))
+    assert cli.main(["eval", str(run), str(other)]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "no mean: these are not seeds of one experiment, for they differ in lr"
+    ]
+
+
+def test_every_run_is_there_before_the_first_is_measured(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["eval", str(run), str(tmp_path / "absent")]) == 1
+    assert "no such run folder" in _line(capsys)
+    assert cli.main(["eval", str(run), "--iters"]) == 2
+    assert "iters: got nothing, expected one or more integers" in _line(capsys)
+
+
+def test_the_slot_mlp_has_no_iterations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--steps", "1", "--batch-size", "1", "--encoder-channels", "4", "--out", str(tmp_path), "--name", "mlp"]
+    assert cli.main(["train", "discovery", "--grouping", "slot-mlp", *size]) == 0
+    run = tmp_path / "mlp"
+    line, *pictures = capsys.readouterr().out.splitlines()
+    assert line.endswith("; 3 slots")
+    assert pictures == [str(run / "slots.png")]
+    assert _evaluation(run, "eval.json")["iters"] is None
+    assert cli.main(["eval", str(run), "--iters", "5"]) == 2
+    assert "iters: got 5, expected none, as the model has grouping='slot-mlp': 3 slots and no iterations" in _line(
+        capsys
+    )
 
 
 def test_mean_deviation_and_failure_by_hand() -> None:
@@ -117,9 +158,19 @@ def test_mean_deviation_and_failure_by_hand() -> None:
         "d": {"fg_ari": 0.6, "train_loss": None},
     }
     assert seeds_lines(results) == [
-        "4 runs: FG-ARI 0.6000 +- 0.2944 (mean, standard deviation; all counted)",
         "c: failed: its training loss, 0.02100, is 2.1 times the lowest; stripes?",
+        "4 runs: FG-ARI 0.6000 +- 0.2944 (mean and standard deviation)",
+        "without the 1 that failed: FG-ARI 0.7333 +- 0.1528 (mean and standard deviation)",
     ]
+
+
+def test_the_training_loss_weighs_a_row_by_its_steps(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,loss\n970,9\n985,1\n990,2\n1000,4\n")
+    assert discovery_eval.train_loss(tmp_path, 1000) == pytest.approx((15 * 1 + 5 * 2 + 10 * 4) / 30)
+    (tmp_path / "metrics.csv").write_text("step,loss\n10,9\n")
+    assert discovery_eval.train_loss(tmp_path, 1000) is None
+    (tmp_path / "metrics.csv").unlink()
+    assert discovery_eval.train_loss(tmp_path, 1000) is None
 
 
 def test_show_with_other_iterations_elsewhere(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,11 @@ def test_one_channel_is_trained_on_and_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("others", "error", "message"),
     [
-        ({"data": "multi-dsprites-binarized"}, RunError, "are 64x64 with 1 channel, but .* 'quick'|quick takes 35x35"),
+        (
+            {"data": "multi-dsprites-binarized"},
+            RunError,
+            "quick takes 35x35 .*; choose --preset multi-dsprites-binarized$",
+        ),
         ({"greyscale": True}, RunError, "are 35x35 with 1 channel, but the model of preset quick takes .* 3 channels"),
         ({"data": "tetromino"}, DataError, "got 'tetromino', which is neither a prepared folder nor one of clevr, "),
         ({"max_objects": 2}, DataError, "only CLEVR is drawn with fewer objects"),
@@ -123,7 +127,7 @@ def test_a_run_is_held_to_the_data_that_it_began_with(tmp_path: Path) -> None:
         lambda run: discovery_eval.evaluate(run, discovery_eval.DEFAULT),
         lambda run: discovery_eval.show(run, discovery_eval.DEFAULT),
     ):
-        with pytest.raises(RunError, match="not the data that the run began with; put that back, or train anew"):
+        with pytest.raises(RunError, match="not the data that the run began with; put that back, or say by --data"):
             use(tmp_path / "run")
     # The same contents made anew, elsewhere or later, are the same data.
     shutil.rmtree(folder)
@@ -135,7 +139,7 @@ def test_a_run_is_held_to_the_data_that_it_began_with(tmp_path: Path) -> None:
 
 def test_a_data_set_that_needs_greyscale_says_so(tmp_path: Path) -> None:
     of = replace(PRESETS["multi-dsprites"], data="multi-dsprites-binarized")
-    with pytest.raises(RunError, match="choose another --preset, or add --greyscale"):
+    with pytest.raises(RunError, match="choose --preset multi-dsprites-binarized$"):
         discovery.create(of, tmp_path / "run")
     grey = replace(of, greyscale=True, model={**of.model, "image_channels": 1}, device="cpu")
     discovery.create(grey, tmp_path / "run")

@@ -45,6 +45,10 @@ def test_the_wheel_holds_every_module_and_the_types(wheel: Path) -> None:
             f"slotattn_fast/{package}{path.relative_to(ROOT / folder).as_posix()}"
             for path in (ROOT / folder).rglob("*.py")
         }
+    for folder in (ROOT / "slotattn_fast" / "pretrained").iterdir():
+        if folder.is_dir() and folder.name != "__pycache__":
+            expected |= {f"slotattn_fast/pretrained/{folder.name}/{path.name}" for path in folder.iterdir()}
+    assert "slotattn_fast/pretrained/quick/model.safetensors" in expected
     assert names == expected
 
 

@@ -68,8 +68,8 @@ def test_slots_are_ordered() -> None:
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        ({"num_slots": 4}, "num_slots, iters: got 4, 3, expected none, as grouping='slot-mlp' has 3 slots and no"),
-        ({"iters": 5}, "num_slots, iters: got 3, 5, expected none"),
+        ({"num_slots": 4}, "num_slots: got 4, expected none, as the model has grouping='slot-mlp': 3 slots and no"),
+        ({"iters": 5}, "iters: got 5, expected none"),
         ({"noise": torch.zeros(2, 3, 8)}, "noise: got a tensor, expected None, as grouping='slot-mlp' draws none"),
     ],
 )

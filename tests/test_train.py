@@ -259,8 +259,8 @@ def test_a_changed_configuration_is_refused_and_named(tmp_path: Path) -> None:
     with pytest.raises(RunError) as error:
         _fit(tmp_path, Toy(replace(CONFIG, lr=0.1, steps=20, model=model)))
     assert str(error.value) == (
-        f"{tmp_path / 'config.json'}: not the configuration that the checkpoints were made with: lr was 0.05 and is "
-        "0.1; iters was 10 and is 2; steps was 12 and is 20; put that back, or train anew"
+        f"{tmp_path / 'config.json'}: not the configuration that the checkpoints were made with: iters was 10 and is "
+        "2; lr was 0.05 and is 0.1; steps was 12 and is 20; put that back, or train anew"
     )
 
 

@@ -174,17 +174,18 @@ class ObjectDiscovery(nn.Module):
     ) -> Tensor:
         """[B, N, C] -> [B, K, D]"""
         c = self.config
-        num_slots = c.num_slots if num_slots is None else num_slots
-        iters = c.iters if iters is None else iters
         if c.grouping == "slot-mlp":
-            if (num_slots, iters) != (c.num_slots, c.iters):
-                raise ValueError(
-                    f"num_slots, iters: got {num_slots}, {iters}, expected none, as grouping='slot-mlp' has "
-                    f"{c.num_slots} slots and no iterations"
-                )
+            for name, value, expected in (("num_slots", num_slots, c.num_slots), ("iters", iters, c.iters)):
+                if value not in (None, expected):
+                    raise ValueError(
+                        f"{name}: got {value}, expected none, as the model has grouping='slot-mlp': "
+                        f"{c.num_slots} slots and no iterations"
+                    )
             if noise is not None:
                 raise ValueError("noise: got a tensor, expected None, as grouping='slot-mlp' draws none")
             return self.slot_mlp(tokens)
+        num_slots = c.num_slots if num_slots is None else num_slots
+        iters = c.iters if iters is None else iters
         slots = self.slot_attention.initial_slots(tokens, num_slots, generator, noise)
         if c.implicit and iters > 1:
             with torch.no_grad():

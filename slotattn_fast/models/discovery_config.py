@@ -28,7 +28,8 @@ _ABLATIONS = (
 class DiscoveryConfig:
     """Sizes of the auto-encoder, by default the paper's for Tetrominoes (Tables 4 and 6), and the paper's ablations.
 
-    Soft k-means (the end of the paper's Appendix B) is `use_gru`, `use_mlp`, `use_norm`, `use_projections` all False.
+    Soft k-means (the end of the paper's Appendix B) is `use_gru`, `use_mlp`, `use_norm`, `use_projections` all False:
+    the next slots are "the output of Line 8", which we read as without the MLP too.
     Raises TypeError or ValueError, naming the field, for a value that cannot be built.
     """
 
@@ -116,6 +117,10 @@ class DiscoveryConfig:
                     f"{field.name}: got {getattr(self, field.name)!r}, expected {field.default!r} with "
                     "grouping='slot-mlp', which has no Slot Attention"
                 )
+        if self.slot_init == "per_slot" and self.implicit and self.iters > 1:
+            raise ValueError(
+                "implicit: got True, expected False with slot_init='per_slot', as it does not learn the initial slots"
+            )
         if self.softmax_over == "inputs" and self.aggregation != "sum":
             raise ValueError(f"aggregation: got {self.aggregation!r}, expected 'sum' with softmax_over='inputs'")
         if self.eps_in == "denominator" and self.aggregation != "mean":

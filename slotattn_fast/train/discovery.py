@@ -18,12 +18,13 @@ from slotattn_fast.data.split import open_split
 from slotattn_fast.models.discovery import ObjectDiscovery
 from slotattn_fast.models.discovery_config import DiscoveryConfig
 from slotattn_fast.train import run_folder
-from slotattn_fast.train.config import Device, TrainConfig
+from slotattn_fast.train.config import PRESETS, Device, TrainConfig
 from slotattn_fast.train.discovery_eval import (
     build,
     draw,
     draw_all,
     fingerprint,
+    image_shape,
     measure,
     require_fitting_images,
     require_the_same_data,
@@ -75,7 +76,7 @@ def create(config: TrainConfig, run: Path) -> None:
     device, _ = check_devices(config)
     model = DiscoveryConfig(**config.model)
     config = replace(config, data_sha256=fingerprint(config.data))
-    require_fitting_images(config, model)
+    require_fitting_images(config, model, f"choose {_fitting_presets(image_shape(config))}")
     try:
         explain_backend(torch.empty(1, 1, 1, device=device), model.backend)
     except RuntimeError as error:
@@ -84,14 +85,23 @@ def create(config: TrainConfig, run: Path) -> None:
     run_folder.create(run, config, environment(device))
 
 
-def configuration(run: Path, device: Device | None = None, devices: int | None = None) -> TrainConfig:
-    """Of a run that can be trained. `device` and `devices` take the place of those that it was made with.
+def configuration(
+    run: Path, device: Device | None = None, devices: int | None = None, data: str | None = None
+) -> TrainConfig:
+    """Of a run that can be trained. What is given takes the place of what it was made with.
 
     Raises `RunError` if the folder or the devices cannot be used or the run is complete, and ValueError for devices
-    that cannot share its batch.
+    that cannot share its batch and for a place of data that it draws itself.
     """
     config = run_folder.read_config(run)
-    config = replace(config, device=device or config.device, devices=config.devices if devices is None else devices)
+    if data is not None and config.data_sha256 is None:
+        raise ValueError(f"data: got {data!r}, expected nothing: the run draws {config.data} while it trains")
+    config = replace(
+        config,
+        device=device or config.device,
+        devices=config.devices if devices is None else devices,
+        data=config.data if data is None else str(Path(data).resolve()),
+    )
     if (run / "eval.json").exists() and (run / "model.safetensors").exists():
         raise RunError(f"{run}: complete after {config.steps} steps; `slotattn eval {run}` measures it again")
     check_devices(config)
@@ -110,10 +120,18 @@ def train(run: Path, config: TrainConfig) -> dict[str, Any] | None:
     model = build(config, run)
     device, devices = check_devices(config)
     others = ["train", "resume", str(run), "--device", device, "--devices", str(devices)]
+    others += [] if config.data_sha256 is None else ["--data", config.data]
     with run_folder.in_use(run) if is_first() else nullcontext(), helpers(others, devices):
         fabric = connect(config)
         fit(fabric, model, Discovery(config), config, run)
         return _finish(run, model, config) if fabric.is_global_zero else None
+
+
+def _fitting_presets(shape: tuple[int, ...]) -> str:
+    """The options of the presets whose model takes such images [C, H, W]."""
+    models = {name: DiscoveryConfig(**preset.model) for name, preset in PRESETS.items()}
+    fitting = [name for name, m in models.items() if (m.image_channels, m.image_size, m.image_size) == shape]
+    return f"--preset {' or '.join(fitting)}" if fitting else "other --data"
 
 
 def _finish(run: Path, model: ObjectDiscovery, config: TrainConfig) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Object discovery, measured and looked at: FG-ARI on held-out scenes, and pictures of the slots."""
 
 import csv
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -52,10 +51,13 @@ class Setting:
     def of(self, config: TrainConfig) -> TrainConfig:
         """The run's configuration with the data of this setting."""
         data = config.data if self.data is None else self.data
-        return replace(config, data=data, max_objects=self.max_objects or config.max_objects)
+        most = config.max_objects if self.max_objects is None else self.max_objects
+        return replace(config, data=data, max_objects=most)
 
-    def iters_of(self, model: ObjectDiscovery) -> int:
-        """Iterations of Slot Attention."""
+    def iters_of(self, model: ObjectDiscovery) -> int | None:
+        """Iterations of Slot Attention; None of a model without it."""
+        if model.config.grouping != "slot-attention":
+            return None
         return model.config.iters if self.iters is None else self.iters
 
     def file(self) -> str:
@@ -75,8 +77,7 @@ def evaluate(run: Path, setting: Setting, device: str | None = None, *, keep: bo
     run's own. Raises `RunError` or `DataError` for a run or data that cannot be used, ValueError for a setting that the
     model cannot have.
     """
-    model, config = load(run, device)
-    require_fitting_images(setting.of(config), model.config)
+    model, config = load(run, device, setting)
     result = {**measure(model, config, setting), "train_loss": train_loss(run, config.steps)}
     if keep:
         run_folder.write_json(run / setting.file(), result)
@@ -85,7 +86,7 @@ def evaluate(run: Path, setting: Setting, device: str | None = None, *, keep: bo
 
 def show(run: Path, setting: Setting, device: str | None = None, out: Path | None = None) -> list[Path]:
     """Draws slots.png and iterations.png of a complete run into its folder, or into `out`; returns their paths."""
-    model, config = load(run, device)
+    model, config = load(run, device, setting)
     folder = run if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     return draw_all(model, config, folder, setting)
@@ -124,21 +125,28 @@ def measure(model: ObjectDiscovery, config: TrainConfig, setting: Setting = DEFA
 
 
 def train_loss(run: Path, steps: int) -> float | None:
-    """The mean training loss of the last fiftieth of a run, from its metrics.csv; None if that has no such row."""
+    """The mean training loss of about the last fiftieth of a run, from its metrics.csv; None if that has no such row.
+
+    A row is the mean of the steps since the row before, of which there are fewer where a run was cut.
+    """
+    total, counted, before = 0.0, 0, 0
     try:
         with (run / "metrics.csv").open(newline="") as file:
-            losses = [float(row["loss"]) for row in csv.DictReader(file) if int(row["step"]) > (1 - LAST_PART) * steps]
+            for row in csv.DictReader(file):
+                step = int(row["step"])
+                if step > (1 - LAST_PART) * steps:
+                    total, counted = total + (step - before) * float(row["loss"]), counted + step - before
+                before = step
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return math.fsum(losses) / len(losses) if losses else None
+    return total / counted if counted else None
 
 
 def draw_all(model: ObjectDiscovery, config: TrainConfig, folder: Path, setting: Setting = DEFAULT) -> list[Path]:
     """Writes slots.png and, of a model that iterates, iterations.png; returns their paths."""
     paths = [folder / "slots.png", folder / "iterations.png"]
     draw(model, config, paths[0], setting)
-    iterates = model.config.grouping == "slot-attention" and setting.iters_of(model) > 0
-    if not iterates:
+    if not setting.iters_of(model):
         return paths[:1]
     split = open_held_out(setting.of(config))
     images, _, generator = _scenes(model, config, split, 0, split.at_most(DRAWN_SCENES_BY_ITERATION))
@@ -176,13 +184,16 @@ def to_model(images: Tensor, greyscale: bool = False) -> Tensor:
     return (values.mean(1, keepdim=True) if greyscale else values) / 127.5 - 1
 
 
-def load(run: Path, device: str | None) -> tuple[ObjectDiscovery, TrainConfig]:
-    """The trained model of a complete run, on `device` or the run's own, and its configuration."""
+def load(run: Path, device: str | None, setting: Setting = DEFAULT) -> tuple[ObjectDiscovery, TrainConfig]:
+    """The trained model of a complete run, on `device` or the run's own, and its configuration.
+
+    Raises `RunError` or `DataError` for a run that is not complete, and data that the setting cannot be measured on.
+    """
     config = run_folder.read_config(run)
-    require_the_same_data(config)
+    if setting.data is None:
+        require_the_same_data(config)
+    require_complete(run)
     path = run / "model.safetensors"
-    if not path.exists():
-        raise RunError(f"{run}: not trained to its end; `slotattn train resume {run}` goes on with it")
     model = build(config, run)
     try:
         model.load_state_dict(safetensors.torch.load(path.read_bytes()))
@@ -192,7 +203,16 @@ def load(run: Path, device: str | None) -> tuple[ObjectDiscovery, TrainConfig]:
             f"{path}: damaged, or not of this run ({reason}); restore it, or remove it, and "
             f"`slotattn train resume {run}` makes it anew from its checkpoints"
         ) from error
+    require_fitting_images(setting.of(config), model.config, "give other --data")
     return model.to(resolve_device(device or config.device)), config
+
+
+def require_complete(run: Path) -> TrainConfig:
+    """The configuration of a run. Raises `RunError` if there is none, or it has no trained model yet."""
+    config = run_folder.read_config(run)
+    if not (run / "model.safetensors").exists():
+        raise RunError(f"{run}: not trained to its end; `slotattn train resume {run}` goes on with it")
+    return config
 
 
 def build(config: TrainConfig, run: Path) -> ObjectDiscovery:
@@ -213,21 +233,28 @@ def fingerprint(data: str) -> str | None:
 
 
 def require_the_same_data(config: TrainConfig) -> None:
-    """Raises `RunError` if the prepared folder of a run has been replaced since it began."""
+    """Raises `RunError` if the prepared folder of a run has been moved or replaced since it began."""
+    if config.data_sha256 is not None and not Path(config.data).exists():
+        raise RunError(f"{config.data}: the run's data is not there; put it back, or say by --data where it is now")
     if fingerprint(config.data) != config.data_sha256:
-        raise RunError(f"{config.data}: not the data that the run began with; put that back, or train anew")
+        raise RunError(
+            f"{config.data}: not the data that the run began with; put that back, or say by --data where it is now"
+        )
 
 
-def require_fitting_images(config: TrainConfig, model: DiscoveryConfig) -> None:
-    """Raises `RunError` if the data's images are not of the size that the model takes."""
-    images = to_model(open_held_out(config).read(np.arange(1))["images"], config.greyscale)
-    came, expected = images.shape[1:], (model.image_channels, model.image_size, model.image_size)
+def require_fitting_images(config: TrainConfig, model: DiscoveryConfig, advice: str) -> None:
+    """Raises `RunError`, which ends with the advice, if the data's images are not of the size that the model takes."""
+    came, expected = image_shape(config), (model.image_channels, model.image_size, model.image_size)
     if came != expected:
-        or_greyscale = ", or add --greyscale" if came[0] == 1 and not config.greyscale else ""
         raise RunError(
             f"data: the images of {config.data} are {_size(came)}, but the model of preset {config.preset} takes "
-            f"{_size(expected)}; choose another --preset{or_greyscale}"
+            f"{_size(expected)}; {advice}"
         )
+
+
+def image_shape(config: TrainConfig) -> tuple[int, ...]:
+    """C, H and W of the data's images, as the model gets them."""
+    return tuple(to_model(open_held_out(config).read(np.arange(1))["images"], config.greyscale).shape[1:])
 
 
 def open_held_out(config: TrainConfig) -> Split:

@@ -25,17 +25,13 @@ from slotattn_fast.train import checkpoint
 from slotattn_fast.train.config import TrainConfig
 from slotattn_fast.train.errors import RunError
 from slotattn_fast.train.log import Log
+from slotattn_fast.train.run_folder import differences
 from slotattn_fast.train.schedule import learning_rate
 from slotattn_fast.train.signals import Agreement, StopSignal
 from slotattn_fast.train.step import Batch, Step, eager_step, graphed_step, make_adam, restore_adam, set_learning_rate
 
 # What a random number is for. Part of every seed, so that no two uses share a stream.
 TRAIN_NOISE, EVAL_NOISE = 1, 3
-
-NOT_OF_THE_RESULT = frozenset(
-    ("device", "devices", "compile", "cuda_graph", "log_every", "image_every", "checkpoint_every")
-)
-"""Fields of the configuration that a run may go on with changed."""
 
 
 class Task(Protocol):
@@ -168,10 +164,11 @@ def _restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, c
         print(f"{line}: going back to the checkpoint before it", file=sys.stderr)
     if newest is None:
         return 0
-    if changes := _changes(newest.config, asdict(config)):
+    if changes := differences(newest.config, config):
+        said = "; ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in changes.items())
         raise RunError(
-            f"{folder.parent / 'config.json'}: not the configuration that the checkpoints were made with: "
-            f"{'; '.join(changes)}; put that back, or train anew"
+            f"{folder.parent / 'config.json'}: not the configuration that the checkpoints were made with: {said}; "
+            "put that back, or train anew"
         )
     try:
         model.load_state_dict(newest.model)
@@ -179,18 +176,6 @@ def _restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, c
     except (RuntimeError, ValueError) as error:
         raise RunError(f"{folder}: the checkpoints are of another model than config.json; train again") from error
     return newest.step
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What of the configuration decides the result and differs, a phrase for each field."""
-    changes = []
-    for name in sorted((before.keys() | now.keys()) - NOT_OF_THE_RESULT):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            changes += _changes(old, new)
-        elif old != new:
-            changes.append(f"{name} was {old!r} and is {new!r}")
-    return changes
 
 
 def _mean_of_finite(fabric: Fabric, losses: list[Tensor], done: int) -> float:

@@ -7,6 +7,7 @@ The first line appears when the run starts, the second when its training is done
 """
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -75,3 +76,33 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, values: dict[str, Any]) -> None:
     with atomic_write(path) as file:
         file.write((json.dumps(values, indent=2) + "\n").encode())
+
+
+NOT_OF_THE_RESULT = (
+    "data",
+    "device",
+    "devices",
+    "compile",
+    "cuda_graph",
+    "log_every",
+    "image_every",
+    "checkpoint_every",
+)
+"""Fields of the configuration that a run may go on with changed. A prepared folder's place is one, its contents not."""
+
+
+def differences(
+    before: TrainConfig | Mapping[str, Any], now: TrainConfig | Mapping[str, Any], but: tuple[str, ...] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """What of two configurations decides the result and differs: old and new value by name, the model's beside others.
+
+    A generated data set decides it by its name. What stands in `but` is passed over.
+    """
+    old, new = ({**(asdict(c) if isinstance(c, TrainConfig) else c)} for c in (before, now))
+    passed_over = {*NOT_OF_THE_RESULT, *but}
+    if old["data_sha256"] is None:
+        passed_over.discard("data")
+    for config in (old, new):
+        config.update(config.pop("model"))
+    names = sorted((old.keys() | new.keys()) - passed_over)
+    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
