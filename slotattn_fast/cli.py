@@ -79,7 +79,7 @@ def _run(command: Command) -> int:
 
 def _train_discovery(command: TrainDiscovery) -> int:
     from slotattn_fast.train import discovery
-    from slotattn_fast.train.processes import by_the_first, connect, launched
+    from slotattn_fast.train.processes import by_the_first, connect, is_first, launched
 
     def create() -> Path:
         run = command.folder()
@@ -91,7 +91,7 @@ def _train_discovery(command: TrainDiscovery) -> int:
     except ValueError as error:
         raise UsageError(error) from error
     config = command.config()
-    if config.warmup_steps >= config.steps:
+    if config.warmup_steps >= config.steps and is_first():
         print(
             f"slotattn: a warm-up of {config.warmup_steps} steps does not end within {config.steps}: the rate stays "
             f"below --lr {config.lr}; see --warmup-steps",
@@ -119,6 +119,11 @@ def _train(run: Path, device: Device | None = None, devices: int | None = None, 
         return _fail(f"{stopped}; {go_on}", code) if is_first() else code
     except KeyboardInterrupt:
         return _fail(f"interrupted; {go_on}", 130)
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has a class of its own for a GPU's memory, and only the words for a CPU's.
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        return _fail(f"out of memory; train anew with a smaller --batch-size or model ({_first_line(error)})", 1)
     if result is not None:
         print(evaluation_line(str(run), result))
         print(*sorted(run.glob("*.png")), sep="\n")
@@ -135,6 +140,10 @@ def _print_info() -> None:
     values = {**environment(device), "backend": f"{backend.name}: {backend.reason}"}
     for name, value in values.items():
         print(f"{name:16} {value}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _fail(message: object, code: int) -> int:

@@ -12,7 +12,7 @@ from slotattn_fast.train.checkpoint import Checkpoint, CheckpointError
 
 def _checkpoint(step: int) -> Checkpoint:
     weight = torch.full((40, 40), float(step))
-    return Checkpoint(step, {"weight": weight}, {"state": {}, "param_groups": []}, {"steps": 50})
+    return Checkpoint(step, {"weight": weight}, {"state": {}, "param_groups": []}, {"steps": 50}, [0.5])
 
 
 def _names(folder: Path) -> list[str]:
@@ -103,12 +103,20 @@ def test_foreign_file_is_refused(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "step-00000001.pt")
 
 
+@pytest.mark.parametrize("wrong", [{"step": "x"}, {"step": -5}, {"config": []}, {"model": []}, {"optimizer": 3}])
+def test_wrong_contents_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    path = checkpoint.save(tmp_path, _checkpoint(10))
+    torch.save({**torch.load(path, weights_only=True), **wrong}, path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of format 2"):
+        checkpoint.load(path)
+
+
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return (exec, ("raise SystemExit('the pickle ran')",))
 
     path = tmp_path / "step-00000001.pt"
-    torch.save({"format": 2, "step": 1, "model": Payload(), "optimizer": {}, "config": {}}, path)
+    torch.save({"format": 2, "step": 1, "model": Payload(), "optimizer": {}, "config": {}, "losses": []}, path)
     with pytest.raises(CheckpointError, match="UnpicklingError"):
         checkpoint.load(path)

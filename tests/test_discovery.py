@@ -139,7 +139,7 @@ def test_a_run_is_held_to_the_data_that_it_began_with(tmp_path: Path) -> None:
 
 def test_a_data_set_that_needs_greyscale_says_so(tmp_path: Path) -> None:
     of = replace(PRESETS["multi-dsprites"], data="multi-dsprites-binarized")
-    with pytest.raises(RunError, match="choose --preset multi-dsprites-binarized$"):
+    with pytest.raises(RunError, match=r"choose --preset multi-dsprites-binarized$"):
         discovery.create(of, tmp_path / "run")
     grey = replace(of, greyscale=True, model={**of.model, "image_channels": 1}, device="cpu")
     discovery.create(grey, tmp_path / "run")

@@ -43,7 +43,8 @@ def test_a_step_of_the_papers_configuration(name: str, tmp_path: Path, monkeypat
     """From the generator to eval.json and the pictures; two images, and two that are evaluated."""
     for few in ("EVAL_SCENES", "DRAWN_SCENES", "DRAWN_SCENES_BY_ITERATION"):
         monkeypatch.setattr(discovery_eval, few, 2)
-    size = ["--steps", "2", "--batch-size", "2", "--checkpoint-every", "1", "--out", str(tmp_path), "--name", "run"]
+    size = ["--steps", "2", "--batch-size", "2", "--checkpoint-every", "1", "--log-every", "1"]
+    size += ["--out", str(tmp_path), "--name", "run"]
     assert cli.main(["train", "discovery", "--preset", name, "--device", "cpu", *size]) == 0
     run = tmp_path / "run"
     with (run / "metrics.csv").open() as file:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 from lightning_fabric import Fabric
+from PIL import Image
 from torch import Tensor
 
 from slotattn_fast import cli
@@ -26,6 +27,7 @@ from slotattn_fast.train.config import PRESETS
 from slotattn_fast.train.discovery import Discovery
 from slotattn_fast.train.errors import RunError
 from slotattn_fast.train.loop import fit
+from slotattn_fast.train.signals import StopSignal
 
 PROCESSES = 2
 MODEL = DiscoveryConfig(encoder_channels=4, encoder_strides=(2, 2), slot_dim=8, hidden_dim=8, decoder_channels=4)
@@ -53,7 +55,7 @@ class Double(Discovery):
         return model.loss(images, batch["noise"].double())
 
     def draw(self, model: ObjectDiscovery, path: Path) -> None:
-        """Nothing."""
+        Image.new("RGB", (1, 1)).save(path)
 
 
 def trained(folder: Path) -> None:
@@ -62,7 +64,8 @@ def trained(folder: Path) -> None:
     model = ObjectDiscovery(MODEL).double()
     for name in ("checkpoints", "images"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    fit(processes.connect(CONFIG), model, Double(CONFIG), CONFIG, folder)
+    with StopSignal() as stop:
+        fit(processes.connect(CONFIG), model, Double(CONFIG), CONFIG, folder, stop)
 
 
 def process(rank: int, folder: Path, port: int) -> None:
@@ -107,7 +110,7 @@ def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(tmp_path: Path
     started.send_signal(signal.SIGTERM)  # to the first process, not to the one that it started
     _, errors = started.communicate(timeout=120)
     assert started.returncode == 143, errors
-    said = [line for line in errors.splitlines() if "slotattn:" in line]
+    said = [line for line in errors.splitlines() if "slotattn: SIGTERM" in line]
     assert len(said) == 1, errors
     (saved,) = checkpoint.paths(run / "checkpoints")
     assert f"SIGTERM: checkpoint saved at step {int(saved.stem[5:])}" in said[0]
@@ -125,7 +128,7 @@ def test_torchrun(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (run,) = tmp_path.iterdir()
     assert json.loads((run / "eval.json").read_text())["scenes"] == 320
-    assert len(done.stdout.splitlines()) == 2
+    assert done.stdout.splitlines()[1:] == [str(run / name) for name in ("iterations.png", "slots.png")]
     wrong = [*command, "--data", "nowhere", "--out", str(tmp_path / "none")]
     done = subprocess.run(wrong, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -21,13 +21,15 @@ from lightning_fabric import Fabric
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from slotattn_fast.train import checkpoint
+from slotattn_fast.train import checkpoint, log
 from slotattn_fast.train.config import PRESETS, TrainConfig, from_json
 from slotattn_fast.train.errors import RunError
 from slotattn_fast.train.loop import TRAIN_NOISE, Stopped, fit, seed_of
 from slotattn_fast.train.schedule import learning_rate
+from slotattn_fast.train.signals import StopSignal
 
 CONFIG = replace(
     PRESETS["quick"],
@@ -86,13 +88,21 @@ def _fit(run: Path, task: Toy) -> nn.Module:
         (run / folder).mkdir(parents=True, exist_ok=True)
     torch.manual_seed(task.config.seed)
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 5))
-    fit(Fabric(accelerator="cpu", devices=1), model, task, task.config, run)
+    with StopSignal() as stop:
+        fit(Fabric(accelerator="cpu", devices=1), model, task, task.config, run, stop)
     return model
 
 
 def _assert_same_weights(a: nn.Module, b: nn.Module) -> None:
     for name, value in a.state_dict().items():
         assert torch.equal(value, b.state_dict()[name]), name
+
+
+def _assert_same_rows(one: Path, other: Path) -> None:
+    """Of metrics.csv, but for the images a second."""
+    columns = ("step", "loss", "lr")
+    rows = [[[row[c] for c in columns] for row in _metrics(run)] for run in (one, other)]
+    assert rows[0] == rows[1]
 
 
 def _metrics(run: Path) -> list[dict[str, str]]:
@@ -112,14 +122,14 @@ def test_uncut_run(tmp_path: Path) -> None:
         "step-00000012.png",
     ]
     rows = _metrics(tmp_path)
-    assert [int(row["step"]) for row in rows] == [2, 4, 5, 6, 8, 10, 12]
+    assert [int(row["step"]) for row in rows] == [2, 4, 6, 8, 10, 12]
     for row in rows:
         # The row after n steps holds the rate of the last of them, whose number, counted from 0, is n - 1.
         expected = learning_rate(int(row["step"]) - 1, CONFIG)
         assert float(row["lr"]) == pytest.approx(expected, rel=1e-6)
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     events = EventAccumulator(str(tmp_path / "tb")).Reload()
-    assert [event.step for event in events.Scalars("loss")] == [2, 4, 5, 6, 8, 10, 12]
+    assert [event.step for event in events.Scalars("loss")] == [2, 4, 6, 8, 10, 12]
     assert [event.step for event in events.Images("images")] == [4, 8, 12]
     saved = checkpoint.load(tmp_path / "checkpoints" / "step-00000012.pt")
     assert torch.equal(saved.model["0.weight"], model.state_dict()["0.weight"])
@@ -159,9 +169,19 @@ def test_signal_saves_and_resume_is_bit_identical(tmp_path: Path, number: signal
     # The step in which the signal came is finished, and saved.
     assert checkpoint.paths(tmp_path / "cut" / "checkpoints")[-1].name == "step-00000007.pt"
     _assert_same_weights(uncut, _fit(tmp_path / "cut", Toy(CONFIG)))
+    _assert_same_rows(tmp_path / "cut", tmp_path / "uncut")
 
 
-def test_killed_run_resumes_bit_identical_and_with_whole_metrics(tmp_path: Path) -> None:
+def test_killed_run_resumes_bit_identical_and_with_whole_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    purged = []
+
+    def writer(folder: str, purge_step: int | None) -> SummaryWriter:
+        purged.append(purge_step)
+        return SummaryWriter(folder, purge_step=purge_step)
+
+    monkeypatch.setattr(log, "SummaryWriter", writer)
     uncut = _fit(tmp_path / "uncut", Toy(CONFIG))
 
     def die(step: int) -> None:
@@ -174,10 +194,19 @@ def test_killed_run_resumes_bit_identical_and_with_whole_metrics(tmp_path: Path)
     with (tmp_path / "cut" / "metrics.csv").open("a") as file:
         file.write("1")
     _assert_same_weights(uncut, _fit(tmp_path / "cut", Toy(CONFIG)))
-    columns = ("step", "loss", "lr")
-    assert [[row[c] for c in columns] for row in _metrics(tmp_path / "cut")] == [
-        [row[c] for c in columns] for row in _metrics(tmp_path / "uncut")
-    ]
+    _assert_same_rows(tmp_path / "cut", tmp_path / "uncut")
+    assert purged == [None, None, 6]  # of the steps in TensorBoard, which are written anew from there
+
+
+@pytest.mark.parametrize("damage", [b"abc,1,2,3\n", b"\0\0\0\0", b"\xff\xfe,1,2,3\n", b"1.0,1,2,3\n", b'"4,1'])
+def test_rows_that_cannot_be_read_are_dropped(tmp_path: Path, damage: bytes) -> None:
+    _fit(tmp_path / "uncut", Toy(CONFIG))
+    with pytest.raises(Stopped):
+        _fit(tmp_path / "cut", Toy(CONFIG, lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 6 else None))
+    with (tmp_path / "cut" / "metrics.csv").open("ab") as file:
+        file.write(damage)
+    _fit(tmp_path / "cut", Toy(CONFIG))
+    _assert_same_rows(tmp_path / "cut", tmp_path / "uncut")
 
 
 @pytest.mark.parametrize("written", ["nothing", "half", "all"])
@@ -186,18 +215,24 @@ def test_kill_during_a_save_loses_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     uncut = _fit(tmp_path / "uncut", Toy(CONFIG))
     save, calls = torch.save, []
 
-    def dies(state: object, file: BinaryIO) -> None:
-        calls.append(file)
-        if len(calls) == 1:
-            return save(state, file)
-        buffer = io.BytesIO()
-        save(state, buffer)
-        content = buffer.getvalue()
-        file.write(content[: {"nothing": 0, "half": len(content) // 2, "all": None}[written]])
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
+    class DiesWhenWritten(io.BytesIO):
+        def getbuffer(self) -> NoReturn:
+            (temporary,) = (tmp_path / "cut" / "checkpoints").glob(".*.tmp")
+            content = self.getvalue()
+            temporary.write_bytes(content[: {"nothing": 0, "half": len(content) // 2, "all": None}[written]])
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(checkpoint.torch, "save", dies)
+    def counted(state: object, buffer: io.BytesIO) -> None:
+        save(state, buffer)
+        calls.append(buffer)
+        if len(calls) == 2:
+            buffer.__class__ = DiesWhenWritten
+
+    class Buffer(io.BytesIO):
+        """Whose class can be changed."""
+
+    monkeypatch.setattr(checkpoint.io, "BytesIO", Buffer)
+    monkeypatch.setattr(checkpoint.torch, "save", counted)
     assert in_child(lambda: _fit(tmp_path / "cut", Toy(CONFIG))) == -signal.SIGKILL
     monkeypatch.undo()
     (saved,) = checkpoint.paths(tmp_path / "cut" / "checkpoints")
@@ -215,7 +250,7 @@ def test_a_full_disk_keeps_the_checkpoints_and_is_named(tmp_path: Path) -> None:
         if step == 7:
             (saved,) = checkpoint.paths(tmp_path / "cut" / "checkpoints")
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (saved.stat().st_size - 1,))
+            resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (saved.stat().st_size - 500,))
 
     def until_full() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (what pytest puts in its place is a file)
@@ -242,7 +277,9 @@ def test_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path: Path, capsys
 
 def test_checkpoints_of_another_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    checkpoint.save(tmp_path / "checkpoints", checkpoint.Checkpoint(1, {"other": torch.zeros(1)}, {}, asdict(CONFIG)))
+    checkpoint.save(
+        tmp_path / "checkpoints", checkpoint.Checkpoint(1, {"other": torch.zeros(1)}, {}, asdict(CONFIG), [])
+    )
     with pytest.raises(RunError, match="of another model"):
         _fit(tmp_path, Toy(CONFIG))
 
@@ -251,6 +288,27 @@ def test_checkpoints_of_another_model_are_refused(tmp_path: Path) -> None:
 def test_what_does_not_change_the_result_may_change(tmp_path: Path, key: str) -> None:
     _fit(tmp_path, Toy(replace(CONFIG, **{key: 3})))
     _fit(tmp_path, Toy(replace(CONFIG, **{key: 4})))
+
+
+def test_images_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count()
+    monkeypatch.setattr("slotattn_fast.train.log.time.perf_counter", lambda: 4.0 * next(clock))
+    _fit(tmp_path, Toy(CONFIG))
+    assert {row["images_per_second"] for row in _metrics(tmp_path)} == {"1.5"}  # 2 steps of 3 images in 4 seconds
+
+
+def test_another_seed_is_refused(tmp_path: Path) -> None:
+    _fit(tmp_path, Toy(CONFIG))
+    with pytest.raises(RunError, match="seed was 3 and is 4; put that back"):
+        _fit(tmp_path, Toy(replace(CONFIG, seed=4)))
+
+
+def test_a_second_signal_acts_as_it_did_before() -> None:
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_changed_configuration_is_refused_and_named(tmp_path: Path) -> None:
@@ -271,6 +329,24 @@ def test_non_finite_loss_names_the_step_and_keeps_the_last_good_checkpoint(tmp_p
     (saved,) = checkpoint.paths(tmp_path / "checkpoints")
     assert saved.name == "step-00000005.pt"
     assert all(value.isfinite().all() for value in checkpoint.load(saved).model.values())
+
+
+def test_infinite_weights_are_not_saved(tmp_path: Path) -> None:
+    """Loss and moments are finite still when they are set, in the step before a checkpoint."""
+
+    class Spoils(Toy):
+        def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            def spoil(_: Tensor) -> None:
+                model[2].bias.data.fill_(torch.inf)
+
+            loss = super().loss(model, batch)
+            if self.losses == 5:
+                loss.register_hook(spoil)
+            return loss
+
+    with pytest.raises(RunError, match="weights or Adam's moments are no longer finite after step 5"):
+        _fit(tmp_path, Spoils(CONFIG))
+    assert checkpoint.paths(tmp_path / "checkpoints") == []
 
 
 def test_infinite_moments_are_not_saved(tmp_path: Path) -> None:
@@ -295,6 +371,7 @@ def test_infinite_moments_are_not_saved(tmp_path: Path) -> None:
         ({"lr": -1e-3}, "lr: got -0.001"),
         ({"lr": float("nan")}, "lr: got nan"),
         ({"seed": -1}, "seed: got -1"),
+        ({"seed": 2**63}, "seed: got 9223372036854775808, expected less than 2\\^63"),
         ({"device": "tpu"}, "device: got 'tpu', expected one of auto, cpu, cuda"),
         ({"data": ""}, "data: got '', expected a data set's name or a folder"),
         ({"max_objects": 0}, "max_objects: got 0, expected an integer of at least 1, or None"),

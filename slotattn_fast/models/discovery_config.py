@@ -10,6 +10,8 @@ SlotInit = Literal["shared", "per_slot"]
 SoftmaxOver = Literal["slots", "inputs"]
 Aggregation = Literal["mean", "sum", "sum_norm"]
 EpsIn = Literal["numerator", "denominator"]
+# Of any size: more is a slip of the keyboard.
+_MOST = 65_536
 # Of Slot Attention alone.
 _ABLATIONS = (
     "slot_init",
@@ -100,8 +102,8 @@ class DiscoveryConfig:
             value, least = getattr(self, name), 0 if name == "iters" else 1
             if type(value) is not int:
                 raise TypeError(f"{name}: got {value!r}, expected an integer")
-            if value < least:
-                raise ValueError(f"{name}: got {value!r}, expected at least {least}")
+            if not least <= value <= _MOST:
+                raise ValueError(f"{name}: got {value!r}, expected at least {least} and at most {_MOST}")
         for name in (field.name for field in fields(self) if field.type is bool):
             if type(getattr(self, name)) is not bool:
                 raise TypeError(f"{name}: got {getattr(self, name)!r}, expected True or False")
@@ -133,6 +135,15 @@ class DiscoveryConfig:
                 f"encoder_channels: got {self.encoder_channels}, expected slot_dim={self.slot_dim} with "
                 "use_projections=False"
             )
+        size = self.image_size
+        for stride in self.encoder_strides:
+            # Also as PyTorch 2.13's bfloat16 convolutions on a CPU give gradients of chance there.
+            if stride > size:
+                raise ValueError(
+                    f"encoder_strides: got {self.encoder_strides!r}, expected none larger than the map it meets, which "
+                    f"is {size} wide for {stride}"
+                )
+            size = -(-size // stride)
         if self.output_stride > self.output_kernel:
             raise ValueError(
                 f"output_stride: got {self.output_stride}, expected at most output_kernel={self.output_kernel}"
@@ -143,4 +154,10 @@ class DiscoveryConfig:
                 f"broadcast_size: got {self.broadcast_size}, which decoder_strides={self.decoder_strides} and "
                 f"output_stride={self.output_stride} enlarge to {reached}, "
                 f"expected at least image_size={self.image_size}"
+            )
+        if reached > 4 * self.image_size:
+            raise ValueError(
+                f"broadcast_size: got {self.broadcast_size}, which decoder_strides={self.decoder_strides} and "
+                f"output_stride={self.output_stride} enlarge to {reached}, expected at most 4 * image_size="
+                f"{4 * self.image_size}, as the rest is cut off"
             )

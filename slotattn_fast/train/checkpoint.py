@@ -1,5 +1,6 @@
 """Checkpoints: model, optimiser and step, written atomically, the newest two kept, never unpickled on loading."""
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ class Checkpoint(NamedTuple):
     optimizer: dict[str, Any]
     config: dict[str, Any]
     """`dataclasses.asdict` of the run's configuration."""
+    losses: list[float]
+    """Of the steps since the last row of metrics.csv."""
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -34,8 +37,11 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     An error while writing (a full disk, say) leaves the older checkpoints as they were.
     """
     path = folder / f"step-{checkpoint.step:08d}.pt"
+    # In memory first: torch.save hides that a disk is full behind an error of its own.
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **checkpoint._asdict()}, buffer)
     with atomic_write(path) as file:
-        torch.save({"format": FORMAT, **checkpoint._asdict()}, file)
+        file.write(buffer.getbuffer())
     saved = paths(folder)
     newest = [old for old in saved if old <= path][-KEEP:]
     for old in saved:
@@ -59,6 +65,9 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: damaged or unreadable ({type(error).__name__})") from error
     if not isinstance(state, dict) or state.pop("format", None) != FORMAT or set(state) != set(Checkpoint._fields):
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}")
+    kinds = {"step": int, "losses": list, **dict.fromkeys(("model", "optimizer", "config"), dict)}
+    if not all(isinstance(state[name], kind) for name, kind in kinds.items()) or state["step"] < 1:
+        raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}")
     return Checkpoint(**state)
 
 
@@ -75,7 +84,7 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except CheckpointError as error:
             passed_over.append(str(error))
     if passed_over:
-        raise CheckpointError(f"no usable checkpoint: {'; '.join(passed_over)}")
+        raise CheckpointError(f"no usable checkpoint: {'; '.join(passed_over)}; restore one of them, or train anew")
     return None, passed_over
 
 

@@ -74,6 +74,8 @@ class TrainConfig:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed: got {self.seed}, expected less than 2^63")
         if type(self.data) is not str or not self.data:
             raise ValueError(f"data: got {self.data!r}, expected a data set's name or a folder")
         if self.max_objects is not None and (type(self.max_objects) is not int or self.max_objects < 1):

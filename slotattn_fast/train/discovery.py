@@ -34,7 +34,8 @@ from slotattn_fast.train.discovery_eval import (
 from slotattn_fast.train.environment import environment
 from slotattn_fast.train.errors import RunError
 from slotattn_fast.train.loop import fit
-from slotattn_fast.train.processes import check_devices, connect, helpers, is_first
+from slotattn_fast.train.processes import check_devices, connect, helpers, is_first, one_line_if_another_ends
+from slotattn_fast.train.signals import StopSignal
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def create(config: TrainConfig, run: Path) -> None:
     """
     device, _ = check_devices(config)
     model = DiscoveryConfig(**config.model)
+    if model.iters == 0:
+        raise ValueError("iters: got 0, expected at least 1 to train with: the encoder learns nothing without")
     config = replace(config, data_sha256=fingerprint(config.data))
     require_fitting_images(config, model, f"choose {_fitting_presets(image_shape(config))}")
     try:
@@ -121,9 +124,12 @@ def train(run: Path, config: TrainConfig) -> dict[str, Any] | None:
     device, devices = check_devices(config)
     others = ["train", "resume", str(run), "--device", device, "--devices", str(devices)]
     others += [] if config.data_sha256 is None else ["--data", config.data]
-    with run_folder.in_use(run) if is_first() else nullcontext(), helpers(others, devices):
-        fabric = connect(config)
-        fit(fabric, model, Discovery(config), config, run)
+    with run_folder.in_use(run) if is_first() else nullcontext():
+        run_folder.make_folders(run)
+        # A signal is kept from before the others are started, so that none is left behind.
+        with StopSignal() as stop, helpers(others, devices), one_line_if_another_ends():
+            fabric = connect(config)
+            fit(fabric, model, Discovery(config), config, run, stop)
         return _finish(run, model, config) if fabric.is_global_zero else None
 
 

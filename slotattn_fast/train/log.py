@@ -2,6 +2,7 @@
 
 import csv
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,10 @@ from slotattn_fast.atomic import atomic_write
 COLUMNS = ("step", "loss", "lr", "images_per_second")
 
 
+def _rows(file: Iterable[str]) -> Iterator[list[str]]:
+    return csv.reader(line.replace("\0", "") for line in file)
+
+
 class Log:
     """Appends rows to metrics.csv and TensorBoard, after dropping those past `start` that a cut run left."""
 
@@ -22,9 +27,10 @@ class Log:
         path = run / "metrics.csv"
         rows: list[list[str]] = []
         if start and path.exists():
-            with path.open(newline="") as old:
-                # A cut while the last row was written may have left half of it.
-                rows = [row for row in list(csv.reader(old))[1:] if len(row) == len(COLUMNS) and int(row[0]) <= start]
+            with path.open(newline="", errors="replace") as old:
+                # A cut while the last row was written may have left half of it, a power cut zeros.
+                rows = [row for row in _rows(old) if len(row) == len(COLUMNS) and row[0].isdecimal()]
+            rows = [row for row in rows if int(row[0]) <= start]
         with atomic_write(path) as file:
             file.write("".join(",".join(row) + "\n" for row in [COLUMNS, *rows]).encode())
         self._file = path.open("a", newline="", buffering=1)

@@ -70,25 +70,26 @@ class _Loss(nn.Module):
         return self.task.loss(self.model, batch)
 
 
-def fit(fabric: Fabric, model: nn.Module, task: Task, config: TrainConfig, run: Path) -> None:
+def fit(fabric: Fabric, model: nn.Module, task: Task, config: TrainConfig, run: Path, stop: StopSignal) -> None:
     """Trains `model` in place up to `config.steps` steps, from the newest checkpoint in `run` if it holds any.
 
-    Every process of `fabric` calls it; the first of them writes to `run`. Raises `Stopped` after SIGTERM or Ctrl-C, and
-    `RunError` if the loss or the weights are no longer finite (the newest checkpoint is from before that), if there are
-    checkpoints and none can be used, or if the configuration is not the one they were made with.
+    `stop` has been entered. Every process of `fabric` calls it; the first of them writes to `run`. Raises `Stopped`
+    after SIGTERM or Ctrl-C, and `RunError` if the loss or the weights are no longer finite (the newest checkpoint is
+    from before that), if there are checkpoints and none can be used, or if the configuration is not the one they were
+    made with.
     """
     model.to(fabric.device)
     optimizer = make_adam(model, config.lr, capturable=config.cuda_graph)
-    start = _restore(run / "checkpoints", model, optimizer, config, first=fabric.is_global_zero)
+    start, losses_before = _restore(run / "checkpoints", model, optimizer, config, first=fabric.is_global_zero)
     plain = _Loss(model, task)
     loss_of, wrapped = fabric.setup(cast(nn.Module, torch.compile(plain)) if config.compile else plain, optimizer)
     step_once: Step | None = None if config.cuda_graph else eager_step(fabric, loss_of, wrapped)
 
     noise = _Noise(task.noise_shape(model), config.seed, fabric)
     agreement = Agreement() if fabric.world_size > 1 else None
-    losses: list[Tensor] = []
+    losses: list[Tensor] = list(torch.tensor(losses_before, device=fabric.device))
+    images_seen = 0
     with ExitStack() as stack:
-        stop = stack.enter_context(StopSignal())
         log = stack.enter_context(Log(run, start)) if fabric.is_global_zero else None
         bar = stack.enter_context(_progress_bar(start, config.steps, shown=fabric.is_global_zero))
         batches = stack.enter_context(closing(task.batches(start, fabric)))
@@ -105,22 +106,27 @@ def fit(fabric: Fabric, model: nn.Module, task: Task, config: TrainConfig, run: 
                 raise RunError(f"compile: torch.compile failed ({reason}); train anew without it") from error
 
             done = step + 1
+            images_seen += config.batch_size
             bar.update()
             signal = stop.received  # read once: it may come at any moment
             if agreement is not None:
                 signal = agreement.after_step(signal)
             save = done % config.checkpoint_every == 0 or done == config.steps or signal is not None
-            if save or done % config.log_every == 0:
-                mean = _mean_of_finite(fabric, losses, done)
+            write = done % config.log_every == 0 or done == config.steps
+            unwritten = _finite_losses(fabric, losses, done) if save or write else []
+            if write:
                 if log is not None:
-                    speed = log.write(done, mean, lr, len(losses) * config.batch_size)
+                    mean = math.fsum(unwritten) / len(unwritten)
+                    speed = log.write(done, mean, lr, images_seen)
                     bar.set_postfix_str(f"loss {mean:.5f}, {speed:.0f} images/s")
-                losses = []
+                losses, unwritten, images_seen = [], [], 0
             if save:
                 _require_finite(model, optimizer, done)
                 if fabric.is_global_zero:
-                    state = checkpoint.Checkpoint(done, model.state_dict(), optimizer.state_dict(), asdict(config))
-                    checkpoint.save(run / "checkpoints", state)
+                    states = model.state_dict(), optimizer.state_dict()
+                    checkpoint.save(
+                        run / "checkpoints", checkpoint.Checkpoint(done, *states, asdict(config), unwritten)
+                    )
             if (done % config.image_every == 0 or done == config.steps) and log is not None:
                 picture = run / "images" / f"step-{done:08d}.png"
                 task.draw(model, picture)
@@ -157,13 +163,18 @@ def _progress_bar(start: int, steps: int, shown: bool) -> "tqdm[Any]":
     return tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, mininterval=interval, disable=not shown)
 
 
-def _restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, first: bool) -> int:
-    """Loads the newest usable checkpoint, if there is one, and returns the number of steps it has done."""
+def _restore(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, first: bool
+) -> tuple[int, list[float]]:
+    """Loads the newest usable checkpoint, if there is one.
+
+    Returns the number of steps it has done, and the losses of those that metrics.csv has no row of yet.
+    """
     newest, passed_over = checkpoint.load_newest(folder)
     for line in passed_over if first else ():
         print(f"{line}: going back to the checkpoint before it", file=sys.stderr)
     if newest is None:
-        return 0
+        return 0, []
     if changes := differences(newest.config, config):
         said = "; ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in changes.items())
         raise RunError(
@@ -173,13 +184,18 @@ def _restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, c
     try:
         model.load_state_dict(newest.model)
         restore_adam(optimizer, newest.optimizer)
-    except (RuntimeError, ValueError) as error:
+        losses = [float(loss) for loss in newest.losses]
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{folder}: the checkpoints are of another model than config.json; train again") from error
-    return newest.step
+    if newest.step > config.steps:
+        raise RunError(
+            f"{folder}: got a checkpoint of step {newest.step}, expected at most {config.steps}; train again"
+        )
+    return newest.step, losses
 
 
-def _mean_of_finite(fabric: Fabric, losses: list[Tensor], done: int) -> float:
-    """The mean of the last losses, in one copy from the device. Raises `RunError` naming the first not finite."""
+def _finite_losses(fabric: Fabric, losses: list[Tensor], done: int) -> list[float]:
+    """The last losses of all processes, in one copy from the device. Raises `RunError` naming the first not finite."""
     stacked = torch.stack(losses)
     if fabric.world_size > 1:
         stacked = cast(Tensor, fabric.all_reduce(stacked, reduce_op="mean"))
@@ -187,7 +203,7 @@ def _mean_of_finite(fabric: Fabric, losses: list[Tensor], done: int) -> float:
     for i, value in enumerate(values):
         if not math.isfinite(value):
             raise RunError(f"the loss is {value} in step {done - len(values) + 1 + i}; {_DIVERGED}")
-    return math.fsum(values) / len(values)
+    return values
 
 
 def _require_finite(model: nn.Module, optimizer: torch.optim.Optimizer, done: int) -> None:
@@ -197,4 +213,4 @@ def _require_finite(model: nn.Module, optimizer: torch.optim.Optimizer, done: in
         raise RunError(f"weights or Adam's moments are no longer finite after step {done}; {_DIVERGED}")
 
 
-_DIVERGED = "the checkpoints in the run folder are from before that; train again with a lower --lr"
+_DIVERGED = "what checkpoints there are in the run folder are from before that; train again with a lower --lr"

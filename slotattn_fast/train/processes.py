@@ -1,9 +1,12 @@
 """The processes that share a training run: one for each device, started here or by torchrun."""
 
+import ctypes
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar, cast
@@ -19,6 +22,11 @@ from slotattn_fast.train.errors import RunError
 T = TypeVar("T")
 
 _SECONDS_TO_END = 20.0
+_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_TO_NOTICE = 10.0
+"""Enough for this process to save its last checkpoint, after which the others have stopped before it."""
+_PR_SET_PDEATHSIG = 1
+_GO_ON = "`slotattn train resume` goes on with it"
 
 
 def launched() -> bool:
@@ -56,7 +64,8 @@ def check_devices(config: TrainConfig) -> tuple[str, int]:
 def helpers(command: list[str], devices: int) -> Iterator[None]:
     """While entered, processes of rank 1 to `devices` - 1 run `slotattn` with `command`, and this one has rank 0.
 
-    Does nothing for one device, or where the processes are there already.
+    They end with this one, however that ends. Where one of them fails while this one waits for it, this process ends
+    with a line and code 1. Does nothing for one device, or where the processes are there already.
     """
     if devices == 1 or launched():
         yield
@@ -67,13 +76,17 @@ def helpers(command: list[str], devices: int) -> Iterator[None]:
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(devices)}
     before = dict(os.environ)
     started: list[subprocess.Popen[bytes]] = []
+    ended = threading.Event()
     try:
         for rank in range(1, devices):
             environment = {**before, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            started.append(subprocess.Popen([sys.executable, "-m", "slotattn_fast.cli", *command], env=environment))
+            arguments = [sys.executable, "-m", "slotattn_fast.cli", *command]
+            started.append(subprocess.Popen(arguments, env=environment, preexec_fn=_end_with_parent))
         os.environ.update(shared, RANK="0", LOCAL_RANK="0")
+        threading.Thread(target=_watch, args=(started, ended), daemon=True).start()
         yield
     finally:
+        ended.set()
         if dist.is_initialized():  # those that wait for this process then see that it is gone
             dist.destroy_process_group()
         for process in started:
@@ -84,6 +97,34 @@ def helpers(command: list[str], devices: int) -> Iterator[None]:
                 process.wait()
         os.environ.clear()
         os.environ.update(before)
+
+
+def _end_with_parent() -> None:
+    """In a process that is being started: the system ends it when its parent is gone. Linux alone can do that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _watch(started: list[subprocess.Popen[bytes]], ended: threading.Event) -> None:
+    """Ends this process where another has failed and this one, blocked in waiting for it, does not end by itself."""
+    while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+        codes = [code for process in started if (code := process.poll())]
+        if codes and not ended.wait(_SECONDS_TO_NOTICE):
+            print(f"slotattn: another process of the run ended with code {codes[0]}; {_GO_ON}", file=sys.stderr)
+            for process in started:
+                process.kill()
+            os._exit(1)
+
+
+@contextmanager
+def one_line_if_another_ends() -> Iterator[None]:
+    """Raises `RunError` for what PyTorch raises where the connection to another process breaks."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not launched() or "onnection" not in str(error):
+            raise
+        raise RunError(f"another process of the run ended; {_GO_ON}") from error
 
 
 def connect(config: TrainConfig) -> Fabric:

@@ -33,10 +33,15 @@ def create(run: Path, config: TrainConfig, environment: dict[str, Any]) -> None:
         ) from None
     except OSError as error:
         raise RunError(f"{run}: cannot be made ({error.strerror}); choose another --out or --name") from error
-    for folder in ("checkpoints", "images", "tb"):
-        (run / folder).mkdir()
+    make_folders(run)
     write_json(run / "env.json", environment)
     write_json(run / "config.json", {"format": FORMAT, **asdict(config)})
+
+
+def make_folders(run: Path) -> None:
+    """Those in the folder of a run, where they are missing."""
+    for folder in ("checkpoints", "images", "tb"):
+        (run / folder).mkdir(exist_ok=True)
 
 
 def in_use(run: Path) -> AbstractContextManager[None]:
@@ -66,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise RunError(f"{path}: missing, so this is not a whole run folder; restore it or train again") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: damaged ({error}); restore it or train again") from error
     if not isinstance(values, dict):
         raise RunError(f"{path}: damaged (not a JSON object); restore it or train again")
