@@ -120,6 +120,60 @@ def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(tmp_path: Path
     assert (run / "model.safetensors").exists()
 
 
+_HELPED = """
+import os, sys, time
+from slotattn_fast.train import processes
+processes._SECONDS_TO_NOTICE = 1.0
+if len(sys.argv) > 1:
+    sys.executable = sys.argv[1]
+with processes.helpers(["no", "such", "command"], 2):
+    print("entered", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_process_that_fails_ends_the_one_that_waits_for_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _HELPED], capture_output=True, text=True, check=False, timeout=50, env=_alone_env()
+    )
+    assert done.returncode == 1
+    own, last = [line for line in done.stderr.splitlines() if line.startswith("slotattn: ")]
+    assert own.startswith("slotattn: Unrecognized options: no, such, command")
+    assert last == ("slotattn: another process of the run ended with code 2; `slotattn train resume` goes on with it")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends a process with its parent")
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    note, sleeper = tmp_path / "pid", tmp_path / "sleeper"
+    sleeper.write_text(f"#!/bin/sh\necho $$ > {note}\nexec sleep 60\n")
+    sleeper.chmod(0o755)
+    command = [sys.executable, "-c", _HELPED, str(sleeper)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=_alone_env()) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == b"entered\n"
+        deadline = time.monotonic() + 20
+        while not (note.exists() and note.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        started.kill()
+        started.wait()
+    left = int(note.read_text())
+    while _runs(left) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _runs(left)
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process, other than one that has ended and that nobody has asked after."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _alone_env() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+
+
 def test_torchrun(tmp_path: Path) -> None:
     """Its processes agree on one new run folder, named by the first of them, or on why there is none."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
