@@ -101,6 +101,8 @@ def _train_discovery(command: TrainDiscovery) -> int:
 
 
 def _train(run: Path, device: Device | None = None, devices: int | None = None, data: str | None = None) -> int:
+    import torch
+
     from slotattn_fast.report.tables import evaluation_line
     from slotattn_fast.train import discovery
     from slotattn_fast.train.loop import Stopped
@@ -120,8 +122,8 @@ def _train(run: Path, device: Device | None = None, devices: int | None = None, 
     except KeyboardInterrupt:
         return _fail(f"interrupted; {go_on}", 130)
     except (MemoryError, RuntimeError) as error:
-        # PyTorch has a class of its own for a GPU's memory, and only the words for a CPU's.
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        # PyTorch says of a CPU's memory, in a plain RuntimeError, that it "can't allocate memory".
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         return _fail(f"out of memory; train anew with a smaller --batch-size or model ({_first_line(error)})", 1)
     if result is not None:

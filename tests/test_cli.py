@@ -21,7 +21,7 @@ import slotattn_fast
 from slotattn_fast import cli
 from slotattn_fast.functional import BACKENDS
 from slotattn_fast.models.discovery_config import BackendName, DiscoveryConfig
-from slotattn_fast.train import discovery_eval, run_folder
+from slotattn_fast.train import discovery, discovery_eval, run_folder
 from slotattn_fast.train.config import PRESETS, TrainConfig
 
 TINY = ["--steps", "3", "--batch-size", "2"]
@@ -373,6 +373,35 @@ def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert error.startswith("slotattn: compile: torch.compile failed (")
     assert error.endswith("); train anew without it")
     assert "no compiler" in error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(discovery, "train", fails)
+    assert _train(tmp_path, "x", "--warmup-steps", "0") == 1
+    assert _one_line(capsys).startswith("slotattn: out of memory; train anew with a smaller --batch-size or model (")
+
+
+def test_what_is_not_foreseen_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(discovery, "train", fails)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        _train(tmp_path, "x")
+
+
+def test_a_warmup_that_does_not_end_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], few_scenes) -> None:
+    assert _train(tmp_path, "x") == 0
+    said = capsys.readouterr().err.splitlines()[0]
+    assert said == (
+        "slotattn: a warm-up of 500 steps does not end within 3: the rate stays below --lr 0.002; see --warmup-steps"
+    )
 
 
 def test_a_run_in_use_by_another_process_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

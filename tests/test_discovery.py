@@ -21,6 +21,7 @@ from slotattn_fast.models.discovery_config import DiscoveryConfig
 from slotattn_fast.train import discovery, discovery_eval
 from slotattn_fast.train.config import PRESETS, TrainConfig
 from slotattn_fast.train.errors import RunError
+from slotattn_fast.train.loop import seed_of
 
 MODEL = DiscoveryConfig(encoder_channels=4, slot_dim=4, hidden_dim=4, decoder_channels=4)
 
@@ -54,6 +55,20 @@ def test_held_out_scenes_are_320_that_no_seed_trains_on(drawn: list[tuple[int, l
     assert discovery_eval.measure(ObjectDiscovery(MODEL), config())["scenes"] == 320
     assert {seed for seed, _ in drawn} == {0}
     assert [scene for _, scenes in drawn for scene in scenes] == list(range(2**40, 2**40 + 320))
+
+
+def test_every_batch_of_an_evaluation_has_noise_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in every evaluation, of which the published figures are made."""
+    drawn = []
+
+    def recorded(*key: int) -> int:
+        drawn.append(key)
+        return seed_of(*key)
+
+    monkeypatch.setattr(discovery_eval, "seed_of", recorded)
+    monkeypatch.setattr(discovery_eval, "EVAL_SCENES", 70)
+    discovery_eval.measure(ObjectDiscovery(MODEL), config(seed=5))
+    assert drawn == [(0, 3, 0), (0, 3, 1), (0, 3, 2)]
 
 
 def test_the_picture_shows_the_first_held_out_scenes(

@@ -243,6 +243,15 @@ def test_kill_during_a_save_loses_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir() if path.name.startswith(".")] == []
 
 
+def test_rows_are_in_the_file_when_the_process_is_killed(tmp_path: Path) -> None:
+    def dies(step: int) -> None:
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(lambda: _fit(tmp_path, Toy(CONFIG, dies))) == -signal.SIGKILL
+    assert [int(row["step"]) for row in _metrics(tmp_path)] == [2, 4, 6, 8]
+
+
 def test_a_full_disk_keeps_the_checkpoints_and_is_named(tmp_path: Path) -> None:
     uncut = _fit(tmp_path / "uncut", Toy(CONFIG))
 

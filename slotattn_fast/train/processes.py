@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar, cast
 
 import torch
@@ -74,14 +75,14 @@ def helpers(command: list[str], devices: int) -> Iterator[None]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(devices)}
-    before = dict(os.environ)
+    before, end_with_parent = dict(os.environ), _end_with_parent()
     started: list[subprocess.Popen[bytes]] = []
     ended = threading.Event()
     try:
         for rank in range(1, devices):
             environment = {**before, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             arguments = [sys.executable, "-m", "slotattn_fast.cli", *command]
-            started.append(subprocess.Popen(arguments, env=environment, preexec_fn=_end_with_parent))
+            started.append(subprocess.Popen(arguments, env=environment, preexec_fn=end_with_parent))
         os.environ.update(shared, RANK="0", LOCAL_RANK="0")
         threading.Thread(target=_watch, args=(started, ended), daemon=True).start()
         yield
@@ -99,10 +100,14 @@ def helpers(command: list[str], devices: int) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _end_with_parent() -> None:
-    """In a process that is being started: the system ends it when its parent is gone. Linux alone can do that."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _end_with_parent() -> Callable[[], int] | None:
+    """What a process calls that is being started, to be ended by the system when its parent is; Linux alone does it.
+
+    Looked up before, as little may be done in a process that is being started.
+    """
+    if sys.platform != "linux":
+        return None
+    return partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def _watch(started: list[subprocess.Popen[bytes]], ended: threading.Event) -> None:
