@@ -57,7 +57,7 @@ def configuration(preset: str, seed: int, steps: int | None, toy: bool) -> Train
         return replace(config, device="cuda", cuda_graph=True)
     broadcast_size = -(-config.model.get("image_size", 35) // 16)
     model = {**config.model, **TOY_MODEL, "broadcast_size": broadcast_size}
-    return replace(config, device="cpu", batch_size=2, warmup_steps=10, model=model)
+    return replace(config, device="cpu", batch_size=2, warmup_steps=10, log_every=1, model=model)
 
 
 def train(

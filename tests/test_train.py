@@ -313,11 +313,13 @@ def test_another_seed_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_acts_as_it_did_before() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which it is not where CI runs in the background
     with StopSignal() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_changed_configuration_is_refused_and_named(tmp_path: Path) -> None:
