@@ -126,7 +126,7 @@ from slotattn_fast.train import processes
 processes._SECONDS_TO_NOTICE = 1.0
 if len(sys.argv) > 1:
     sys.executable = sys.argv[1]
-with processes.helpers(["no", "such", "command"], 2):
+with processes.other_processes(["no", "such", "command"], 2):
     print("entered", flush=True)
     time.sleep(60)
 """

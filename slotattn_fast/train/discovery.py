@@ -34,7 +34,7 @@ from slotattn_fast.train.discovery_eval import (
 from slotattn_fast.train.environment import environment
 from slotattn_fast.train.errors import RunError
 from slotattn_fast.train.loop import fit
-from slotattn_fast.train.processes import check_devices, connect, helpers, is_first, one_line_if_another_ends
+from slotattn_fast.train.processes import check_devices, connect, is_first, one_line_if_another_ends, other_processes
 from slotattn_fast.train.signals import StopSignal
 
 
@@ -127,7 +127,7 @@ def train(run: Path, config: TrainConfig) -> dict[str, Any] | None:
     with run_folder.in_use(run) if is_first() else nullcontext():
         run_folder.make_folders(run)
         # A signal is kept from before the others are started, so that none is left behind.
-        with StopSignal() as stop, helpers(others, devices), one_line_if_another_ends():
+        with StopSignal() as stop, other_processes(others, devices), one_line_if_another_ends():
             fabric = connect(config)
             fit(fabric, model, Discovery(config), config, run, stop)
         return _finish(run, model, config) if fabric.is_global_zero else None

@@ -31,7 +31,7 @@ _GO_ON = "`slotattn train resume` goes on with it"
 
 
 def launched() -> bool:
-    """Whether torchrun, or `helpers`, started this process as one of several."""
+    """Whether torchrun, or `other_processes`, started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -62,7 +62,7 @@ def check_devices(config: TrainConfig) -> tuple[str, int]:
 
 
 @contextmanager
-def helpers(command: list[str], devices: int) -> Iterator[None]:
+def other_processes(command: list[str], devices: int) -> Iterator[None]:
     """While entered, processes of rank 1 to `devices` - 1 run `slotattn` with `command`, and this one has rank 0.
 
     They end with this one, however that ends. Where one of them fails while this one waits for it, this process ends
