@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from slotattn_fast import cli, cli_eval, pretrained
-from slotattn_fast.report.tables import seeds_lines
+from slotattn_fast.report.tables import evaluation_line, seeds_lines
 from slotattn_fast.train import discovery_eval
 
 
@@ -147,6 +147,13 @@ def test_the_slot_mlp_has_no_iterations(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.main(["eval", str(run), "--iters", "5"]) == 2
     assert "iters: got 5, expected none, as the model has grouping='slot-mlp': 3 slots and no iterations" in _line(
         capsys
+    )
+
+
+def test_scenes_that_do_not_count_are_said() -> None:
+    result = {"scenes": 320, "left_out": 3, "fg_ari": 0.5, "mse": 0.25, "num_slots": 1, "iters": 1}
+    assert evaluation_line("run", result) == (
+        "run: FG-ARI 0.5000 on 317 held-out scenes (3 without an object left out), MSE 0.25000; 1 slot, 1 iteration"
     )
 
 
