@@ -40,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.conditions import RESULTS, commit, today, write_results
 from benchmarks.gpu_measure import milliseconds, on_gpu, peak_bytes, percentiles
-from benchmarks.module import _status, time_interleaved
+from benchmarks.module import memory_status, time_interleaved
 from slotattn_fast.mixture import reconstruction_loss
 from slotattn_fast.models.discovery import ObjectDiscovery
 from slotattn_fast.models.discovery_config import DiscoveryConfig
@@ -205,9 +205,9 @@ def _peak_mib_here(contender: Contender, preset: str, batch: int, threads: int) 
     step = Step(contender, preset, batch)
     ctypes.CDLL(None).malloc_trim(0)  # glibc: what was freed is in the resident set no more
     Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak
-    before = _status("VmRSS")
+    before = memory_status("VmRSS")
     step()
-    return (_status("VmHWM") - before) / 1024
+    return (memory_status("VmHWM") - before) / 1024
 
 
 def gflop(step: Step) -> float:

@@ -29,6 +29,7 @@ from typing import Any
 from slotattn_fast.train import checkpoint, discovery
 from slotattn_fast.train.config import PRESETS, TrainConfig
 from slotattn_fast.train.loop import Stopped
+from slotattn_fast.train.run_folder import is_complete
 
 LIMIT = 16 * 2**20  # bytes of an archive
 IMAGE_EVERY = 100_000  # steps; rarer than in the presets: a picture of CLEVR6 has 0.8 MB, a checkpoint 11 MB
@@ -154,10 +155,6 @@ def note(run: Path, piece: dict[str, Any]) -> None:
     path = run / CONDITIONS
     pieces = json.loads(path.read_text()) if path.exists() else []
     path.write_text(json.dumps([*pieces, piece], indent=1) + "\n")
-
-
-def is_complete(run: Path) -> bool:
-    return (run / "eval.json").exists() and (run / "model.safetensors").exists()
 
 
 def pack(run: Path, archive: Path) -> None:

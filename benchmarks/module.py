@@ -101,14 +101,14 @@ def _peak_memory_here(contender: str, B: int, N: int, K: int, which: str, thread
     module, inputs = make(contender, K), make_inputs(B, N)
     step(module, make_inputs(2, 64), which)  # what is loaded on first use is not the call's
     Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak
-    before = _status("VmRSS")
+    before = memory_status("VmRSS")
     step(module, inputs, which)
     returned = [inputs, *module.parameters()] if which == "forward+backward" else []
     slots = B * K * DIM
-    return (_status("VmHWM") - before) / 1024 - 4 * (slots + sum(x.numel() for x in returned)) / 2**20
+    return (memory_status("VmHWM") - before) / 1024 - 4 * (slots + sum(x.numel() for x in returned)) / 2**20
 
 
-def _status(field: str) -> int:
+def memory_status(field: str) -> int:
     """A field of this process's status, in KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):

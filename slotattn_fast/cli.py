@@ -83,14 +83,14 @@ def _train_discovery(command: TrainDiscovery) -> int:
 
     def create() -> Path:
         run = command.folder()
-        discovery.create(command.config(), run)
+        discovery.create(config, run)
         return run
 
     try:
-        run = by_the_first(connect(command.config()), create) if launched() else create()
+        config = command.config()
+        run = by_the_first(connect(config), create) if launched() else create()
     except ValueError as error:
         raise UsageError(error) from error
-    config = command.config()
     if config.warmup_steps >= config.steps and is_first():
         print(
             f"slotattn: a warm-up of {config.warmup_steps} steps does not end within {config.steps}: the rate stays "

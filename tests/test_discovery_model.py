@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
+from tiny import TINY
 from torch import Tensor
 
 from slotattn_fast import reference
@@ -15,18 +16,6 @@ from slotattn_fast.models import discovery
 from slotattn_fast.models.discovery import ObjectDiscovery
 from slotattn_fast.models.discovery_config import DiscoveryConfig
 
-TINY = DiscoveryConfig(
-    image_size=11,
-    encoder_channels=8,
-    encoder_strides=(2, 1),
-    num_slots=3,
-    slot_dim=8,
-    hidden_dim=8,
-    decoder_channels=8,
-    decoder_strides=(1, 2),
-    output_stride=2,
-    broadcast_size=3,
-)
 IMAGES = torch.rand(2, 3, 11, 11, generator=torch.Generator().manual_seed(3)) * 2 - 1
 
 

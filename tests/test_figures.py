@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from tiles import assert_colour, at_own_resolution
 
 from slotattn_fast.report.figures import draw_slots
 from slotattn_fast.report.page import GAP, GROUP_GAP, HEADER, MARGIN, NEUTRAL, PALETTE, segmentation
@@ -37,14 +38,7 @@ def _tile(page: NDArray[np.uint8], row: int, column: int) -> NDArray[np.float64]
     side = SIZE * SCALE
     top = MARGIN + HEADER + row * (side + GAP)
     left = MARGIN + column * (side + GAP) + (GROUP_GAP - GAP if column >= 4 else 0)
-    tile = page[top : top + side, left : left + side] / 255
-    blocks = tile.reshape(SIZE, SCALE, SIZE, SCALE, 3)
-    assert (blocks == blocks[:, :1, :, :1]).all()
-    return blocks[:, 0, :, 0]
-
-
-def _assert_colour(actual: NDArray[np.float64], expected: object) -> None:
-    np.testing.assert_allclose(actual, np.broadcast_to(np.asarray(expected), actual.shape), atol=1 / 255)
+    return at_own_resolution(page, top, left, SIZE, SCALE)
 
 
 def test_every_tile() -> None:
@@ -56,18 +50,18 @@ def test_every_tile() -> None:
         first, second = scenes["true_labels"][row] == 1, scenes["true_labels"][row] == 2
         background = ~(first | second)
         for column in (0, 1):
-            _assert_colour(_tile(page, row, column), (scenes["images"][row] + 1) / 2)
+            assert_colour(_tile(page, row, column), (scenes["images"][row] + 1) / 2)
         predicted, true = _tile(page, row, 2), _tile(page, row, 3)
-        _assert_colour(predicted[first], PALETTE[2])
-        _assert_colour(predicted[second], PALETTE[0])
-        _assert_colour(predicted[background], PALETTE[1])
-        _assert_colour(true[first], PALETTE[2])
-        _assert_colour(true[second], PALETTE[0])
-        _assert_colour(true[background], NEUTRAL)
+        assert_colour(predicted[first], PALETTE[2])
+        assert_colour(predicted[second], PALETTE[0])
+        assert_colour(predicted[background], PALETTE[1])
+        assert_colour(true[first], PALETTE[2])
+        assert_colour(true[second], PALETTE[0])
+        assert_colour(true[background], NEUTRAL)
         for slot, area in enumerate((second, background, first, np.zeros_like(first))):
             share = _tile(page, row, 4 + slot)
-            _assert_colour(share[area], ((scenes["images"][row] + 1) / 2)[area])
-            _assert_colour(share[~area], NEUTRAL)
+            assert_colour(share[area], ((scenes["images"][row] + 1) / 2)[area])
+            assert_colour(share[~area], NEUTRAL)
 
 
 def test_segmentation_pales_where_slots_share_a_pixel() -> None:

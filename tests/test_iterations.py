@@ -8,25 +8,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tiles import assert_colour, at_own_resolution
+from tiny import TINY
 
 from slotattn_fast import reference
 from slotattn_fast.models.discovery import ObjectDiscovery
-from slotattn_fast.models.discovery_config import DiscoveryConfig
 from slotattn_fast.report.iterations import draw_iterations
 from slotattn_fast.report.page import GAP, GROUP_GAP, HEADER, LABEL, MARGIN, NEUTRAL, PALETTE
 
-TINY = DiscoveryConfig(
-    image_size=11,
-    encoder_channels=8,
-    encoder_strides=(2, 1),
-    num_slots=3,
-    slot_dim=8,
-    hidden_dim=8,
-    decoder_channels=8,
-    decoder_strides=(1, 2),
-    output_stride=2,
-    broadcast_size=3,
-)
 IMAGES = torch.rand(2, 3, 11, 11, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 2 - 1
 NOISE = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 
@@ -101,14 +90,7 @@ def _tile(page: NDArray[np.uint8], scene: int, iteration: int, column: int) -> N
     top = MARGIN + HEADER + (scene * ITERS + iteration) * (side + GAP) + scene * (GROUP_GAP - GAP)
     groups = (column >= 3) + (column >= 3 + SLOTS)
     left = MARGIN + LABEL + column * (side + GAP) + groups * (GROUP_GAP - GAP)
-    tile = page[top : top + side, left : left + side] / 255
-    blocks = tile.reshape(SIZE, SCALE, SIZE, SCALE, 3)
-    assert (blocks == blocks[:, :1, :, :1]).all()
-    return blocks[:, 0, :, 0]
-
-
-def _assert_colour(actual: NDArray[np.float64], expected: object) -> None:
-    np.testing.assert_allclose(actual, np.broadcast_to(np.asarray(expected), actual.shape), atol=1 / 255)
+    return at_own_resolution(page, top, left, SIZE, SCALE)
 
 
 def test_every_tile() -> None:
@@ -118,21 +100,21 @@ def test_every_tile() -> None:
     assert page.shape == (height, 2 * MARGIN + LABEL + 7 * side + 4 * GAP + 2 * GROUP_GAP, 3)
     for scene in range(2):
         for t in range(ITERS):
-            _assert_colour(_tile(page, scene, t, 0), 1 if t else (arrays["images"][scene] + 1) / 2)
-            _assert_colour(_tile(page, scene, t, 1), (arrays["reconstructions"][t, scene] + 1) / 2)
+            assert_colour(_tile(page, scene, t, 0), 1 if t else (arrays["images"][scene] + 1) / 2)
+            assert_colour(_tile(page, scene, t, 1), (arrays["reconstructions"][t, scene] + 1) / 2)
             rows = 10 * (t + 1)
             owned = _tile(page, scene, t, 2)
-            _assert_colour(owned[:rows], PALETTE[0])
-            _assert_colour(owned[rows:], PALETTE[1])
+            assert_colour(owned[:rows], PALETTE[0])
+            assert_colour(owned[rows:], PALETTE[1])
             attended, other = _tile(page, scene, t, 3), _tile(page, scene, t, 4)
-            _assert_colour(attended[:rows], 0)
-            _assert_colour(attended[rows:], NEUTRAL)
-            _assert_colour(other[:, :34], NEUTRAL)  # of the map's 18 columns the last covers one pixel of the image
-            _assert_colour(other[:, 34], NEUTRAL / 2 if scene else NEUTRAL)
+            assert_colour(attended[:rows], 0)
+            assert_colour(attended[rows:], NEUTRAL)
+            assert_colour(other[:, :34], NEUTRAL)  # of the map's 18 columns the last covers one pixel of the image
+            assert_colour(other[:, 34], NEUTRAL / 2 if scene else NEUTRAL)
             drawn = _tile(page, scene, t, 5)
-            _assert_colour(drawn[:rows], (arrays["rgb"][t, scene, 0, 0, 0] + 1) / 2)
-            _assert_colour(drawn[rows:], NEUTRAL)
-            _assert_colour(_tile(page, scene, t, 6)[rows:], (arrays["rgb"][t, scene, 1, 0, 0] + 1) / 2)
+            assert_colour(drawn[:rows], (arrays["rgb"][t, scene, 0, 0, 0] + 1) / 2)
+            assert_colour(drawn[rows:], NEUTRAL)
+            assert_colour(_tile(page, scene, t, 6)[rows:], (arrays["rgb"][t, scene, 1, 0, 0] + 1) / 2)
 
 
 def test_attention_is_drawn_relative_to_the_largest() -> None:
@@ -150,4 +132,4 @@ def test_columns_and_rows_have_words() -> None:
         left = MARGIN + LABEL + column * (side + GAP) + groups * (GROUP_GAP - GAP)
         above = page[: MARGIN + HEADER, left : left + side]
         assert (above[: MARGIN + HEADER - 12] < 128).any()
-        _assert_colour(above[MARGIN + HEADER - 8] / 255, 1 if slot is None else PALETTE[slot])
+        assert_colour(above[MARGIN + HEADER - 8] / 255, 1 if slot is None else PALETTE[slot])

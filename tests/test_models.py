@@ -6,6 +6,7 @@ import pytest
 import torch
 from compare import assert_same, normal, perturb
 from slotattn_fast.reference import AutoEncoder, auto_encoder
+from tiny import TINY
 from torch import nn
 
 from slotattn_fast.models import convolution
@@ -15,20 +16,6 @@ from slotattn_fast.models.discovery_config import DiscoveryConfig
 from slotattn_fast.models.encoder import Encoder
 from slotattn_fast.models.position_embedding import PositionEmbedding
 from slotattn_fast.train.config import PRESETS
-
-TINY = DiscoveryConfig(
-    image_size=11,
-    encoder_channels=8,
-    encoder_strides=(2, 1),
-    num_slots=3,
-    slot_dim=8,
-    hidden_dim=8,
-    decoder_channels=8,
-    decoder_strides=(1, 2),
-    output_stride=2,
-    broadcast_size=3,
-)
-
 
 TINY_TETROMINOES = dataclasses.replace(
     TINY, encoder_strides=(1, 1), decoder_strides=(1, 1, 1), output_stride=1, broadcast_size=11

@@ -23,13 +23,12 @@ from slotattn_fast.train.discovery_eval import (
     build,
     draw,
     draw_all,
+    evaluate_model,
     fingerprint,
     image_shape,
-    measure,
     require_fitting_images,
     require_the_same_data,
     to_model,
-    train_loss,
 )
 from slotattn_fast.train.environment import environment
 from slotattn_fast.train.errors import RunError
@@ -79,7 +78,8 @@ def create(config: TrainConfig, run: Path) -> None:
     if model.iters == 0:
         raise ValueError("iters: got 0, expected at least 1 to train with: the encoder learns nothing without")
     config = replace(config, data_sha256=fingerprint(config.data))
-    require_fitting_images(config, model, f"choose {_fitting_presets(image_shape(config))}")
+    shape = image_shape(config)
+    require_fitting_images(config, shape, model, f"choose {_fitting_presets(shape)}")
     try:
         explain_backend(torch.empty(1, 1, 1, device=device), model.backend)
     except RuntimeError as error:
@@ -105,7 +105,7 @@ def configuration(
         devices=config.devices if devices is None else devices,
         data=config.data if data is None else str(Path(data).resolve()),
     )
-    if (run / "eval.json").exists() and (run / "model.safetensors").exists():
+    if run_folder.is_complete(run):
         raise RunError(f"{run}: complete after {config.steps} steps; `slotattn eval {run}` measures it again")
     check_devices(config)
     return config
@@ -144,6 +144,4 @@ def _finish(run: Path, model: ObjectDiscovery, config: TrainConfig) -> dict[str,
     with atomic_write(run / "model.safetensors") as file:
         file.write(safetensors.torch.save({name: t.contiguous() for name, t in model.state_dict().items()}))
     draw_all(model, config, run)
-    result = {**measure(model, config), "train_loss": train_loss(run, config.steps)}
-    run_folder.write_json(run / "eval.json", result)
-    return result
+    return evaluate_model(model, config, run)

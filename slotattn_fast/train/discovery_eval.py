@@ -78,6 +78,13 @@ def evaluate(run: Path, setting: Setting, device: str | None = None, *, keep: bo
     model cannot have.
     """
     model, config = load(run, device, setting)
+    return evaluate_model(model, config, run, setting, keep=keep)
+
+
+def evaluate_model(
+    model: ObjectDiscovery, config: TrainConfig, run: Path, setting: Setting = DEFAULT, *, keep: bool = True
+) -> dict[str, Any]:
+    """`evaluate` of a model that is there."""
     result = {**measure(model, config, setting), "train_loss": train_loss(run, config.steps)}
     if keep:
         run_folder.write_json(run / setting.file(), result)
@@ -102,7 +109,8 @@ def measure(model: ObjectDiscovery, config: TrainConfig, setting: Setting = DEFA
     """
     began = time.perf_counter()
     scores, errors = [], []
-    split = open_held_out(setting.of(config))
+    used = setting.of(config)
+    split = open_held_out(used)
     scenes = split.at_most(EVAL_SCENES)
     for first in range(0, scenes, EVAL_BATCH):
         images, labels, output = _held_out(model, config, split, first, min(EVAL_BATCH, scenes - first), setting)
@@ -110,7 +118,6 @@ def measure(model: ObjectDiscovery, config: TrainConfig, setting: Setting = DEFA
         errors.append((output.reconstruction - images).square().mean((1, 2, 3), dtype=torch.float64))
     score = torch.cat(scores)
     counted = ~score.isnan()
-    used = setting.of(config)
     return {
         "fg_ari": score[counted].mean().item(),
         "scenes": scenes,
@@ -203,7 +210,8 @@ def load(run: Path, device: str | None, setting: Setting = DEFAULT) -> tuple[Obj
             f"{path}: damaged, or not of this run ({reason}); restore it, or remove it, and "
             f"`slotattn train resume {run}` makes it anew from its checkpoints"
         ) from error
-    require_fitting_images(setting.of(config), model.config, "give other --data")
+    used = setting.of(config)
+    require_fitting_images(used, image_shape(used), model.config, "give other --data")
     return model.to(resolve_device(device or config.device)), config
 
 
@@ -242,9 +250,9 @@ def require_the_same_data(config: TrainConfig) -> None:
         )
 
 
-def require_fitting_images(config: TrainConfig, model: DiscoveryConfig, advice: str) -> None:
-    """Raises `RunError`, which ends with the advice, if the data's images are not of the size that the model takes."""
-    came, expected = image_shape(config), (model.image_channels, model.image_size, model.image_size)
+def require_fitting_images(config: TrainConfig, came: tuple[int, ...], model: DiscoveryConfig, advice: str) -> None:
+    """Raises `RunError`, which ends with the advice, if the data's images [C, H, W] are not what the model takes."""
+    expected = model.image_channels, model.image_size, model.image_size
     if came != expected:
         raise RunError(
             f"data: the images of {config.data} are {_size(came)}, but the model of preset {config.preset} takes "

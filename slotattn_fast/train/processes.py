@@ -30,9 +30,14 @@ _PR_SET_PDEATHSIG = 1
 _GO_ON = "`slotattn train resume` goes on with it"
 
 
+def world_size() -> int:
+    """Processes of the run on all machines, as torchrun or `other_processes` say; 1 where neither started this one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def launched() -> bool:
     """Whether torchrun, or `other_processes`, started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return world_size() > 1
 
 
 def is_first() -> bool:
@@ -48,7 +53,7 @@ def check_devices(config: TrainConfig) -> tuple[str, int]:
     """
     device, devices, everywhere = resolve_device(config.device), config.devices, config.devices
     if launched():
-        everywhere = int(os.environ["WORLD_SIZE"])
+        everywhere = world_size()
         devices = int(os.environ.get("LOCAL_WORLD_SIZE", everywhere))
     there = torch.cuda.device_count() if device == "cuda" else os.cpu_count() or 1
     if devices > there:
@@ -135,12 +140,11 @@ def one_line_if_another_ends() -> Iterator[None]:
 def connect(config: TrainConfig) -> Fabric:
     """Lightning Fabric for a configuration, connected with the other processes if there are any."""
     device, devices = check_devices(config)
-    everywhere = int(os.environ.get("WORLD_SIZE", "1"))
     fabric = Fabric(
         accelerator=device,
         devices=devices,
-        num_nodes=everywhere // devices if launched() else 1,
-        strategy="ddp" if everywhere > 1 else "auto",
+        num_nodes=world_size() // devices if launched() else 1,
+        strategy="ddp" if launched() else "auto",
         precision=config.precision,
     )
     fabric.launch()

@@ -49,6 +49,11 @@ def in_use(run: Path) -> AbstractContextManager[None]:
     return locked(run / "lock", RunError(f"{run}: another process is training it; wait for that, or stop it"))
 
 
+def is_complete(run: Path) -> bool:
+    """Whether it is trained and evaluated: nothing is left to resume."""
+    return (run / "eval.json").exists() and (run / "model.safetensors").exists()
+
+
 def read_config(run: Path) -> TrainConfig:
     """The configuration of a run. Raises `RunError` for a folder that is missing, damaged or of another format."""
     if not run.is_dir():
@@ -83,7 +88,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
         file.write((json.dumps(values, indent=2) + "\n").encode())
 
 
-NOT_OF_THE_RESULT = (
+_NOT_OF_THE_RESULT = (
     "data",
     "device",
     "devices",
@@ -104,7 +109,7 @@ def differences(
     A generated data set decides it by its name. What stands in `but` is passed over.
     """
     old, new = ({**(asdict(c) if isinstance(c, TrainConfig) else c)} for c in (before, now))
-    passed_over = {*NOT_OF_THE_RESULT, *but}
+    passed_over = {*_NOT_OF_THE_RESULT, *but}
     if old["data_sha256"] is None:
         passed_over.discard("data")
     for config in (old, new):
