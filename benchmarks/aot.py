@@ -7,11 +7,11 @@
     python -m benchmarks.aot --list           the ids: case/kernel/dtype/target
 
 It needs Triton and no torch. Rows of other Triton versions in aot.csv stay as they are. Asserted are: no stack, shared
-memory within the target's limit, no fp64 arithmetic, no atomics; of kernels with dots, tensor cores for half types, and
-on sm_90 wgmma for bf16 and asynchronous copies of 16 bytes; with --check also no more than 5 % more instructions in the
-main loop, and no fewer programs at once, than in aot.csv. On sm_80 Triton copies asynchronously only where it
-pipelines, and a block that goes into one dot as it is and into another transposed is none that it pipelines there:
-counted, not asserted.
+memory within the target's limit, no fp64 arithmetic, no atomics, no operand of a wgmma that is read from elsewhere; of
+kernels with dots, tensor cores for half types, and on sm_90 wgmma for bf16 and asynchronous copies of 16 bytes; with
+--check also no more than 5 % more instructions in the main loop, and no fewer programs at once, than in aot.csv. On
+sm_80 Triton copies asynchronously only where it pipelines, and a block that goes into one dot as it is and into another
+transposed is none that it pipelines there: counted, not asserted.
 
 Issue time is what a multiprocessor needs to issue the main loop's instructions, 4 warps' a clock: tiles / 132 * loop
 instructions a warp * warps / 4 / 1.755 GHz; where there is no loop, the whole kernel's. Memory time is that of the
@@ -57,7 +57,8 @@ RESULTS = Path("benchmarks/results")
 KEY = ("case", "kernel", "dtype", "target", "triton")
 FIGURES = (
     *("registers", "stack_bytes", "shared_bytes", "programs_per_sm", "wgmma", "mma", "mfma", "async16", "fp64"),
-    *("atomics", "instructions", "loop_instructions", "issue_us", "memory_us", "issue_over_memory", "loop_kinds"),
+    *("atomics", "wrong_descriptors", "instructions", "loop_instructions", "issue_us", "memory_us"),
+    *("issue_over_memory", "loop_kinds"),
 )
 ALLOWED = 1.05  # times the instructions of the committed loop
 Result = dict[str, str]  # a line of the CSV
@@ -80,6 +81,7 @@ def measure(row: Row, triton: str) -> Result:
         "shared_bytes": code.shared,
         "programs_per_sm": programs_per_multiprocessor(code, warps, target),
         **{name: getattr(code, name) for name in ("wgmma", "mma", "mfma", "async16", "fp64", "atomics")},
+        "wrong_descriptors": code.wrong_descriptors,
         "instructions": code.instructions,
         "loop_instructions": body(row, code),
         **times(row, code, launch),
@@ -136,6 +138,8 @@ def violations(result: Result, committed: Result | None) -> list[tuple[str, str]
         expect(r["async16"] > 0, "async16", "no asynchronous copy of 16 bytes")
     expect(r["fp64"] == 0, "fp64", f"{r['fp64']} instructions of fp64 arithmetic")
     expect(r["atomics"] == 0, "atomics", f"{r['atomics']} atomics")
+    wrong = r["wrong_descriptors"]
+    expect(wrong == 0, "wrong_descriptors", f"{wrong} descriptors of operands from another register")
     if committed is not None and not committed["error"]:
         before = int(committed["loop_instructions"])
         expect(

@@ -50,6 +50,7 @@ WRITTEN = {
     "update_bwd_kernel": ("d_slots", "d_sums", *ROWS),
     "mixture_loss_fwd_kernel": ("partials",),
     "mixture_loss_bwd_kernel": ("d_maps",),
+    "match_kernel": ("columns",),
 }
 OVERWRITE = ("copy_", "fill_", "zero_")  # PyTorch's operators that do not read what they write to
 # Those that launch nothing.
@@ -179,12 +180,12 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 @contextmanager
 def recorded(*, run: bool = False) -> Iterator[Plan]:
     """What is launched meanwhile; the kernels themselves run only if told to."""
-    from slotattn_fast.kernels import mixture_ops, ops, slot_ops
+    from slotattn_fast.kernels import matching_ops, mixture_ops, ops, slot_ops
 
     plan = Plan()
     kernels = [
         (module, name, kernel)
-        for module in (ops, slot_ops, mixture_ops)
+        for module in (ops, slot_ops, mixture_ops, matching_ops)
         for name, kernel in vars(module).items()
         if name in WRITTEN
     ]

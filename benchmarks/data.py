@@ -37,8 +37,8 @@ from slotattn_fast.data.generated import sampler
 from slotattn_fast.data.multi_object import DATA_SETS, read_scenes
 from slotattn_fast.data.prepare import generate
 from slotattn_fast.data.split import open_split
-from slotattn_fast.train.discovery import to_model
 from slotattn_fast.train.environment import processor
+from slotattn_fast.train.run_data import to_model
 
 Row = dict[str, Any]
 

@@ -5,13 +5,15 @@
                                       compute-sanitizer
     python -m benchmarks.gpu time     the module against the reference, compiled or not, and the PyPI package; each
                                       target beside what was reached; a profile of the slowest shape
-    python -m benchmarks.gpu steps    a training step of object discovery against the plain loop; each target beside
-                                      what was reached; its parts; the decoder's convolutions in two ways
+    python -m benchmarks.gpu steps    a training step of either task against the plain loop; each target beside what
+                                      was reached; its parts; the decoder's convolutions in two ways
     python -m benchmarks.gpu tune     launch configurations of each pass over the inputs, and the best of them
     ... --out DIR                     where gpu-STAGE.json and gpu-STAGE.md go, instead of benchmarks/results
+    ... --only PART                   one part of the stage, by its name
     ... --toy                         the same at toy size on a CPU, by Triton's interpreter: measures nothing
     python -m benchmarks.gpu train PRESET [--seed N] [--steps N] [--minutes 7] --out DIR [--start ARCHIVE]
-                                      trains tetrominoes, multi-dsprites or clevr6 on generated scenes, see gpu_train.py
+                                      trains tetrominoes, multi-dsprites or clevr6, or the set predictor of clevr10, on
+                                      generated scenes, see gpu_train.py
 
 A stage takes at most about eight minutes and consists of parts. What a part finds is written when it ends; the next run
 with the same DIR, commit, GPU and versions skips it, so run a stage again until it says that nothing is left. It exits
@@ -24,9 +26,10 @@ On a fresh machine with Python 3.12, torch 2.11, Triton 3.6 and no network, in t
     python -m benchmarks.gpu prove --out DIR             # then time, steps and tune; --commit HASH if there is no .git
 
 The tests need pytest, and use pytest-xdist where it is installed; compute-sanitizer and slot-attention are used where
-they are found. `steps` needs lightning-fabric for the step in a graph, and `train` all that `slotattn train` does but
-for its command line. With a network, for Python 3.12 on x86-64, into a folder of 32 MiB (24 of them matplotlib and what
-it needs, 6 tensorboard with protobuf, 2 the tests'):
+they are found. `steps` needs lightning-fabric for the step in a graph and SciPy, 35 MiB that are not counted below, for
+the plain loop of property prediction; `train` needs all that `slotattn train` does but for its command line. With a
+network, for Python 3.12 on x86-64, into a folder of 32 MiB (24 of them matplotlib and what it needs, 6 tensorboard with
+protobuf, 2 the tests'):
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \\
         --platform manylinux_2_27_x86_64 --platform manylinux2014_x86_64 -c constraints.txt -d build/wheels \\
@@ -46,7 +49,7 @@ from pathlib import Path
 
 LIMIT = 450.0  # seconds of a stage
 STAGES = ("prove", "time", "steps", "tune")
-PRESETS = ("tetrominoes", "multi-dsprites", "clevr6")
+PRESETS = ("tetrominoes", "multi-dsprites", "clevr6", "clevr10")
 RESULTS, TOY_RESULTS = Path("benchmarks/results"), Path("build/toy")
 
 
@@ -60,9 +63,11 @@ def main() -> None:
         options.add_argument("--out", type=Path, help=f"folder of the results (default {RESULTS}, or {TOY_RESULTS})")
         options.add_argument("--toy", action="store_true", help="toy sizes on a CPU, without times")
         options.add_argument("--commit", help="of this copy of the repository; default: ask git")
+        if stage != "train":
+            options.add_argument("--only", metavar="PART", help="this part of the stage alone")
     options.add_argument("preset", choices=PRESETS)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--steps", type=int, help="of the whole run (default: the archive's, or the paper's 500 000)")
+    options.add_argument("--steps", type=int, help="of the whole run (default: the archive's, or the paper's)")
     options.add_argument("--minutes", type=float, default=7.0, help="after which the run is stopped")
     options.add_argument("--start", type=Path, metavar="ARCHIVE", help="what the piece before this one left")
     given = parser.parse_args()
@@ -71,19 +76,25 @@ def main() -> None:
             given.preset, given.seed, given.steps, given.minutes, given.out, given.start, given.toy, given.commit
         )
     else:
-        done = run(given.stage, given.out, given.toy, given.commit)
+        done = run(given.stage, given.out, given.toy, given.commit, given.only)
     sys.exit(0 if done else 1)
 
 
-def run(stage: str, out: Path | None, toy: bool, commit: str | None = None) -> bool:
-    """Runs a stage and writes its report; whether all of it is done and nothing failed."""
+def run(stage: str, out: Path | None, toy: bool, commit: str | None = None, only: str | None = None) -> bool:
+    """Runs a stage, or one part of it, and writes its report; whether all of that is done and nothing failed.
+
+    Raises SystemExit for a part that it has not.
+    """
     here = ready(toy, commit)
     from . import gpu_prove, gpu_steps, gpu_time, gpu_tune
     from .gpu_record import load, run_parts
 
     module = {"prove": gpu_prove, "time": gpu_time, "steps": gpu_steps, "tune": gpu_tune}[stage]
     path = folder(out, toy) / f"{'toy-' if toy else ''}gpu-{stage}.json"
-    left = run_parts(path, module.parts(toy), here, LIMIT)
+    parts = module.parts(toy)
+    if only is not None and only not in parts:
+        sys.exit(f"--only: got {only!r}, expected one of {', '.join(map(repr, parts))}")
+    left = run_parts(path, parts if only is None else {only: parts[only]}, here, LIMIT)
     record = load(path)
     text = module.report(record)
     path.with_suffix(".md").write_text(("Toy sizes on a CPU: nothing here is a measurement.\n\n" if toy else "") + text)

@@ -16,6 +16,7 @@ from .gpu_measure import on_gpu
 ON_CHIP = "on_chip_fwd_kernel"  # Hopper alone
 SHAPE = Shape(B=2, N=300, D_in=64, K=5, D=64, T=2, dtype=torch.bfloat16, mask=True)
 DECODER = (2, 5, 3, 35)  # B, K, C, side
+MATCHED = ((2, 5, 10), (1, 9, 40))  # B, rows, columns: a column a thread, and two
 
 
 def launches(shape: Shape, device: str) -> Counter[str]:
@@ -61,12 +62,23 @@ def mixture_launches(dtype: torch.dtype, device: str) -> Counter[str]:
     return found
 
 
+def matching_launches(dtype: torch.dtype, device: str) -> Counter[str]:
+    """The same for the matching."""
+    from slotattn_fast.kernels.matching_ops import match
+
+    with recorded(run=True) as plan:
+        for shape in MATCHED:
+            match(torch.rand(shape, device=device).to(dtype))
+    return Counter(launch.kernel for launch in plan.launches)
+
+
 def main() -> None:
     from slotattn_fast.kernels.device import hopper
 
     device = "cuda" if on_gpu() else "cpu"
     for dtype in (torch.bfloat16, torch.float32):
-        counts = launches(SHAPE._replace(dtype=dtype), device) + mixture_launches(dtype, device)
+        counts = launches(SHAPE._replace(dtype=dtype), device)
+        counts += mixture_launches(dtype, device) + matching_launches(dtype, device)
         print(dtype, dict(counts), flush=True)
         missing = sorted(set(WRITTEN) - set(counts) - {ON_CHIP})
         if missing:

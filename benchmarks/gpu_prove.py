@@ -24,7 +24,12 @@ TESTS = {
 }
 TOY_TESTS = "plain or bfloat16-query-16-wide-8-slots or graph or one-pixel or float32-offset-0-None"  # pytest -k
 SANITIZERS = ("memcheck", "racecheck")
-WORKERS = 8  # processes of pytest-xdist: most of the time goes into compiling kernels
+WORKERS = 16  # processes of pytest-xdist: most of the time goes into compiling kernels
+# Every test by name, whatever pyproject.toml says.
+OPTIONS = ("-o", "addopts=", "-v", "-m", "not slow")
+# One at a time, as some take milliseconds and some half a minute; and a new process for each that ends at a CUDA error
+# (tests/conftest.py), however many do.
+PARALLEL = ("-n", str(WORKERS), "--dist", "load", "--maxschedchunk", "1", "--max-worker-restart", "1000")
 COUNTS = ("passed", "failed", "skipped")
 
 
@@ -34,21 +39,22 @@ def parts(toy: bool) -> dict[str, Part]:
 
 
 def run_tests(file: str, toy: bool, seconds: float) -> Found:
-    """What pytest finds in one file, without the interpreter."""
-    workers = ["-n", str(WORKERS), "--dist", "load"] if find_spec("xdist") and not toy else []
+    """What pytest finds in one file, without the interpreter. A test that ends its process has failed."""
     some = ["-k", TOY_TESTS] if toy else []
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", file, "-m", "not slow", f"--junitxml={report}", *workers, *some]
+        workers = PARALLEL if find_spec("xdist") and not toy else ()
+        command = [sys.executable, "-m", "pytest", file, *OPTIONS, f"--junitxml={report}", *workers, *some]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-        except subprocess.TimeoutExpired:
-            return {
-                UNFINISHED: f"{file} took more than {seconds:.0f} s; what is compiled by now stays in Triton's cache"
-            }
-        if not report.exists():
+        except subprocess.TimeoutExpired as cut:
+            said = (cut.stdout or b"").decode(errors="replace")[-500:]
+            kept = "what is compiled by now stays in Triton's cache"
+            return {UNFINISHED: f"{file} took more than {seconds:.0f} s; {kept}. It came as far as: {said}"}
+        if done.returncode not in (0, 1) or not report.exists():  # as where a file cannot be imported
             return {UNFINISHED: f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}"}
-        return outcomes(ET.parse(report).getroot())
+        found = outcomes(ET.parse(report).getroot())
+        return found | {"stderr": done.stderr[-6000:]} if found.get("failed") else found
 
 
 def outcomes(report: ET.Element) -> Found:

@@ -1,12 +1,14 @@
-"""The stage `steps`: one training step of object discovery at the paper's batch of 64, ours against the plain loop.
+"""The stage `steps`: one training step of either task at the paper's batch, ours against the plain loop.
 
-Contenders are those of benchmarks/discovery.py: the plain loop, eager in float32 with convolutions in TF32, which is
-PyTorch's default, in bfloat16, and that compiled; ours in float32, in bfloat16, and that compiled; and ours as
+Contenders are those of benchmarks/training_step.py: the plain loop, eager in float32 with convolutions in TF32, which
+is PyTorch's default, in bfloat16, and that compiled; ours in float32, in bfloat16, and that compiled; and ours as
 `slotattn train --cuda-graph` takes its steps, in bfloat16 and replayed as one CUDA graph. All have the same weights,
-images and noise. Before anything is timed, loss and gradients are held against the plain loop in float64: a contender
-with more than twice the error of the plain loop in the same precision is not timed. The gradients inside a graph are
-read off Adam's first moment after the first step. Peak memory is beyond what a step is given and leaves behind; of the
-graph, while it is captured, with the copies that its capture keeps.
+images and noise. Before anything is timed, loss and gradients of the whole batch are held against the plain loop in
+float64: a contender with more than twice the error of the plain loop in the same precision is not timed. The gradients
+inside a graph are read off Adam's first moment after the first step. Peak memory is beyond what a step is given and
+leaves behind; of the graph, while it is captured, with the copies that its capture keeps.
+
+Of property prediction nothing is compiled: the plain loop's matching is SciPy's, between two graphs of the compiler.
 
 The last part times the decoder's transposed convolutions alone, each in two ways: as the convolution and pixel shuffle
 of slotattn_fast/models/convolution.py, and by `torch.nn.functional.conv_transpose2d`.
@@ -21,17 +23,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .discovery import OURS, PLAIN, Contender, Step, error
+from slotattn_fast.train.config import PRESETS
+
+from .discovery import DiscoveryStep
 from .gpu_measure import ceilings, milliseconds, on_gpu, peak_bytes, percentiles
 from .gpu_record import NOT_MEASURED, Found, Part, Record
-from .gpu_steps_table import CLEVR6, CONVOLUTIONS, GRAPH, report
+from .gpu_steps_table import CLEVR6, CONVOLUTIONS, GRAPH, SETS, report
 from .gpu_time import difference
+from .property import PropertyStep
+from .training_step import OURS, PLAIN, Contender, Step, error
 
 __all__ = ["compare", "convolutions", "parts", "passed", "report"]
 
 ROUNDS, PART_ROUNDS = 20, 5
-BATCH, TOY_BATCH = 64, 1
-PRESETS, TOY_PRESETS = (CLEVR6, "multi-dsprites", "tetrominoes"), ("tetrominoes",)
+TOY_BATCH = 1
 PLAIN_BF16, OURS_BF16 = Contender("plain", bf16=True), Contender("ours", bf16=True)
 EAGER = (PLAIN, PLAIN_BF16, OURS, OURS_BF16)  # the plain ones first, whose errors are the others' bounds
 COMPILED = tuple(contender._replace(compiled=True) for contender in (OURS_BF16, PLAIN_BF16))
@@ -58,42 +63,37 @@ MAPS, TOY_MAPS, CHECKED_MAPS = 64 * 7, 3, 2
 
 def parts(toy: bool) -> dict[str, Part]:
     """The most important first."""
-    first, *others = TOY_PRESETS if toy else PRESETS
+    if toy:
+        return {
+            "tetrominoes": partial(compare, DiscoveryStep, "tetrominoes", toy),
+            "quick properties": partial(compare, PropertyStep, "quick", toy),
+            CONVOLUTIONS: partial(convolutions, toy),
+        }
     return {
-        first: partial(compare, first, toy),
+        CLEVR6: partial(compare, DiscoveryStep, "clevr6", toy),
+        SETS: partial(compare, PropertyStep, "clevr10", toy),
         CONVOLUTIONS: partial(convolutions, toy),
-        **{preset: partial(compare, preset, toy) for preset in others},
+        "multi-dsprites": partial(compare, DiscoveryStep, "multi-dsprites", toy),
+        "tetrominoes": partial(compare, DiscoveryStep, "tetrominoes", toy),
     }
-
-
-def made(contender: Contender, preset: str, batch: int) -> Step:
-    """With images of whole pixel values, which can be given to the graph as the training's are."""
-    step = Step(contender, preset, batch)
-    step.images = pixels(step.images).float() / 127.5 - 1
-    return step
-
-
-def pixels(images: Tensor) -> Tensor:
-    return ((images + 1) * 127.5).round().byte()
 
 
 class GraphedStep:
     """A step of ours by the training's own functions: Fabric in bf16-mixed, one CUDA graph; on a CPU without it.
 
-    Images come as uint8 [B, H, W, C]; the noise is rounded to bfloat16, as Fabric does with all inputs of float32.
+    The batch is as the feed gives it; its noise is rounded to bfloat16, as Fabric does with all inputs of float32.
     """
 
-    def __init__(self, preset: str, batch: int) -> None:
+    def __init__(self, kind: type[Step], preset: str, batch: int) -> None:
         from lightning_fabric import Fabric
 
         from slotattn_fast.train.step import eager_step, graphed_step, make_adam
 
-        ours = made(OURS, preset, batch)
-        self.model = ours.model
+        ours = kind(OURS, preset, batch)
+        self.model, self.batch = ours.model, ours.batch
         self.optimizer = make_adam(self.model, 4e-4, capturable=on_gpu())
         fabric = Fabric(accelerator=ours.device, devices=1, precision="bf16-mixed")
-        loss_of, wrapped = fabric.setup(_Loss(self.model), self.optimizer)
-        self.batch = {"images": pixels(ours.images).permute(0, 2, 3, 1).contiguous(), "noise": ours.noise}
+        loss_of, wrapped = fabric.setup(_Loss(ours), self.optimizer)
         self.peak: int | None = None
         self.step = eager_step(fabric, loss_of, wrapped)
         if on_gpu():
@@ -118,24 +118,26 @@ class GraphedStep:
 class _Loss(nn.Module):
     """As in slotattn_fast/train, without the libraries that are needed besides."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, step: Step) -> None:
         super().__init__()
-        self.model = model
+        self.model = step.model
+        self.converted = step.converted
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.model.loss(batch["images"].permute(0, 3, 1, 2).float() / 127.5 - 1, batch["noise"])
+        return self.model.loss(*self.converted(batch, self.model.config.num_slots))
 
 
-def compare(preset: str, toy: bool, seconds: float) -> Found:
+def compare(kind: type[Step], preset: str, toy: bool, seconds: float) -> Found:
     """Rows, one for each contender; milliseconds by part of a step; and the ceilings of the same minute."""
-    batch = TOY_BATCH if toy else BATCH
+    config = PRESETS[kind.task][preset]
+    batch = TOY_BATCH if toy else config.batch_size
     torch.compiler.reset()
-    exact = made(PLAIN, preset, batch).double().gradients()
+    exact = kind(PLAIN, preset, batch).double().gradients()
     if on_gpu():
         torch.cuda.empty_cache()
     steps: dict[str, Step | GraphedStep] = {}
     rows, allowed = [], {}
-    for name, make in makers(preset, batch, toy).items():
+    for name, make in makers(kind, preset, batch, toy).items():
         row: dict[str, Any] = {"contender": name}
         rows.append(row)
         try:
@@ -160,20 +162,21 @@ def compare(preset: str, toy: bool, seconds: float) -> Found:
             if str(PLAIN) in times:
                 row["faster"] = statistics.median(map(truediv, times[str(PLAIN)], values))
     by_part = {str(c): part_times(steps[str(c)]) for c in IN_PARTS if str(c) in steps}
-    return {"rows": rows, "batch": batch, "parts": by_part, **ceilings()}
+    return {"rows": rows, "batch": batch, "steps": config.steps, "parts": by_part, **ceilings()}
 
 
-def makers(preset: str, batch: int, toy: bool) -> dict[str, Callable[[], Step | GraphedStep]]:
+def makers(kind: type[Step], preset: str, batch: int, toy: bool) -> dict[str, Callable[[], Step | GraphedStep]]:
     """What makes each contender. A toy is not compiled by Inductor, whose code for a CPU is not what is measured."""
 
     def compiled(contender: Contender) -> Step:
-        step = made(contender._replace(compiled=False), preset, batch)
+        step = kind(contender._replace(compiled=False), preset, batch)
         step.loss = torch.compile(step.model.loss, backend="eager" if toy else "inductor")
         return step
 
-    found: dict[str, Callable[[], Step | GraphedStep]] = {str(c): partial(made, c, preset, batch) for c in EAGER}
-    found |= {str(c): partial(compiled, c) for c in COMPILED}
-    return found | {GRAPH: partial(GraphedStep, preset, batch)}  # last, as what fails in a capture may fail the next
+    found: dict[str, Callable[[], Step | GraphedStep]] = {str(c): partial(kind, c, preset, batch) for c in EAGER}
+    if kind.task == "discovery":
+        found |= {str(c): partial(compiled, c) for c in COMPILED}
+    return found | {GRAPH: partial(GraphedStep, kind, preset, batch)}  # last: what fails in a capture may fail the next
 
 
 def peak_beside_adam(step: Step) -> int | None:

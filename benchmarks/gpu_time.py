@@ -1,8 +1,9 @@
 """The stage `time`: one SlotAttention call, ours against the reference and the PyPI package.
 
-Contenders: the reference; the reference under torch.compile, and under its mode "max-autotune", which captures CUDA
-graphs and copies the inputs into theirs; the PyPI package slot-attention where it is installed; ours, and ours in a
-captured CUDA graph. Parameters and inputs are of one dtype, bfloat16 or float32, without autocast; T = 3, D = 64. All
+Contenders: the reference; the reference under torch.compile; the PyPI package slot-attention where it is installed;
+ours, and ours in a captured CUDA graph. In parts of their own, as the compiler takes a minute or more for each: the
+reference under torch.compile's mode "max-autotune", which captures CUDA graphs and copies the inputs into theirs.
+Parameters and inputs are of one dtype, bfloat16 or float32, without autocast; T = 3, D = 64. All
 but the PyPI package, which draws them, are given the initial slots. "forward+backward" gives the gradients to the
 inputs and to all parameters of the iterations. Before anything is timed, slots and gradients are held against the
 reference in float64: a contender with more than twice the error of the reference in the same dtype is not timed.
@@ -41,20 +42,22 @@ class Contender(NamedTuple):
 def parts(toy: bool) -> dict[str, Part]:
     """The profile, and a part for each pass, dtype and shape, the most important first."""
     sizes = TOY_SIZES if toy else gpu_table.SIZES
-    return {gpu_table.PROFILE: partial(profile, sizes[0])} | {
-        gpu_table.part_name(size, dtype, which): partial(compare, size, dtype, which, toy)
-        for dtype in DTYPES
-        for which in PASSES
-        for size in sizes
-    }
+    found: dict[str, Part] = {gpu_table.PROFILE: partial(profile, sizes[0])}
+    for autotuned in (False, True):
+        for dtype in DTYPES:
+            for which in PASSES:
+                for size in sizes:
+                    name = gpu_table.part_name(size, dtype, which, autotuned)
+                    found[name] = partial(compare, size, dtype, which, autotuned, toy)
+    return found
 
 
-def compare(size: tuple[int, int, int], dtype: str, which: str, toy: bool, seconds: float) -> Found:
+def compare(size: tuple[int, int, int], dtype: str, which: str, autotuned: bool, toy: bool, seconds: float) -> Found:
     """Rows, one for each contender, and the ceilings of the same minute."""
     plain, inputs, slots = problem(size, DTYPES[dtype])
     exact = exact_results(plain, inputs, slots, which)
     measured, rows, allowed = {}, [], float("inf")
-    for name, make in makers(plain, inputs, slots, which, toy).items():
+    for name, make in makers(plain, inputs, slots, which, autotuned, toy).items():
         row: dict[str, Any] = {"contender": name}
         rows.append(row)
         try:
@@ -95,7 +98,7 @@ def problem(size: tuple[int, int, int], dtype: torch.dtype) -> tuple[nn.Module, 
 
 
 def makers(
-    plain: nn.Module, inputs: Tensor, slots: Tensor, which: str, toy: bool
+    plain: nn.Module, inputs: Tensor, slots: Tensor, which: str, autotuned: bool, toy: bool
 ) -> dict[str, Callable[[], Contender]]:
     """What makes each contender, with the weights of the reference, which comes first."""
 
@@ -109,12 +112,10 @@ def makers(
         return call(own(plain))
 
     found: dict[str, Callable[[], Contender]] = {"reference": lambda: Contender(call(plain))}
-    if toy:  # what Inductor compiles for a CPU is not what is measured
-        found["compiled"] = partial(compiled, backend="eager")
-    else:
-        found["compiled"] = compiled
-        found["max-autotune"] = partial(compiled, mode="max-autotune")
-    if find_spec("slot_attention"):
+    # What Inductor compiles for a CPU is not what is measured.
+    options = {"backend": "eager"} if toy else {"mode": "max-autotune"} if autotuned else {}
+    found["max-autotune" if autotuned else "compiled"] = partial(compiled, **options)
+    if find_spec("slot_attention") and not autotuned:
         found["slot-attention"] = lambda: Contender(peer(plain, inputs, which))
     found["ours"] = lambda: Contender(ours())
     if not toy:

@@ -1,13 +1,14 @@
-"""The stage `train`: the paper's configuration of object discovery on generated scenes, in pieces of a few minutes.
+"""The stage `train`: the paper's configuration of either task on generated scenes, in pieces of a few minutes.
 
     python -m benchmarks.gpu train tetrominoes --out DIR                                       the first piece
     python -m benchmarks.gpu train tetrominoes --out DIR --start DIR/train-tetrominoes-0.tar   every other
 
-In bfloat16 autocast, each step replayed as a CUDA graph; the rest is the preset's, through the functions that
-`slotattn train` calls. A piece ends by SIGTERM after so many minutes, which saves a checkpoint, and leaves one file:
-the run folder with its newest checkpoint, from which the next piece goes on exactly, on this machine or another. That
-of a complete run holds weights, evaluation and pictures in place of the checkpoint. Its conditions.json has an entry
-for each piece: machine, versions, commit, steps, and images a second, which the drawing of the scenes may limit.
+clevr10 is property prediction; the others are object discovery. In bfloat16 autocast, each step replayed as a CUDA
+graph; the rest is the preset's, through the functions that `slotattn train` calls. A piece ends by SIGTERM after so
+many minutes, which saves a checkpoint, and leaves one file: the run folder with its newest checkpoint, from which the
+next piece goes on exactly, on this machine or another. That of a complete run holds weights, evaluation and pictures
+in place of the checkpoint. Its conditions.json has an entry for each piece: machine, versions, commit, steps, and
+images a second, which the drawing of the scenes may limit.
 """
 
 import csv
@@ -26,38 +27,35 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from slotattn_fast.train import checkpoint, discovery
+from slotattn_fast.train import checkpoint
 from slotattn_fast.train.config import PRESETS, TrainConfig
 from slotattn_fast.train.loop import Stopped
+from slotattn_fast.train.run import configuration as read_configuration
+from slotattn_fast.train.run import create as create_run
+from slotattn_fast.train.run import train as train_run
 from slotattn_fast.train.run_folder import is_complete
 
 LIMIT = 16 * 2**20  # bytes of an archive
 IMAGE_EVERY = 100_000  # steps; rarer than in the presets: a picture of CLEVR6 has 0.8 MB, a checkpoint 11 MB
 AGAIN = 0.1  # seconds from one SIGTERM to the next
 CONDITIONS = "conditions.json"
-TOY_MODEL = {
-    "encoder_channels": 8,
-    "encoder_strides": (4, 4),
-    "slot_dim": 8,
-    "hidden_dim": 8,
-    "decoder_channels": 8,
-    "decoder_strides": (4, 4),
-}
+PAPER = {**PRESETS["property"], **PRESETS["discovery"]}  # clevr6 is of both tasks
+TOY_MODEL = {"encoder_channels": 8, "encoder_strides": (4, 4), "slot_dim": 8, "hidden_dim": 8}
+TOY_DECODER = {"decoder_channels": 8, "decoder_strides": (4, 4)}
+TOY_SIZE = 32  # of the images of property prediction, which are drawn in any
 
 
 def configuration(preset: str, seed: int, steps: int | None, toy: bool) -> TrainConfig:
     """The preset's, as a GPU trains it fastest; or with a small model, on a CPU."""
-    config = replace(
-        PRESETS[preset],
-        seed=seed,
-        steps=steps or PRESETS[preset].steps,
-        precision="bf16-mixed",
-        image_every=IMAGE_EVERY,
-    )
+    paper = PAPER[preset]
+    config = replace(paper, seed=seed, steps=steps or paper.steps, precision="bf16-mixed", image_every=IMAGE_EVERY)
     if not toy:
         return replace(config, device="cuda", cuda_graph=True)
-    broadcast_size = -(-config.model.get("image_size", 35) // 16)
-    model = {**config.model, **TOY_MODEL, "broadcast_size": broadcast_size}
+    model = {**config.model, **TOY_MODEL}
+    if config.task == "property":
+        model["image_size"] = TOY_SIZE
+    else:
+        model |= {**TOY_DECODER, "broadcast_size": -(-config.model.get("image_size", 35) // 16)}
     return replace(config, device="cpu", batch_size=2, warmup_steps=10, log_every=1, model=model)
 
 
@@ -81,20 +79,20 @@ def train(
     with TemporaryDirectory() as folder:
         run = Path(folder) / archive.stem
         if start is None:
-            discovery.create(configuration(preset, seed, steps, toy), run)
+            create_run(configuration(preset, seed, steps, toy), run)
         else:
             unpack(start, run)
             if is_complete(run):
                 print(f"{start}: complete")
                 return True
-        config = discovery.configuration(run)
+        config = read_configuration(run)
         asked = {"preset": preset, "seed": seed, "steps": steps or config.steps}
         if other := {name: getattr(config, name) for name in asked if getattr(config, name) != asked[name]}:
             sys.exit(f"{start}: got the archive of {other}, expected one of {asked}; ask for what it is of")
         first = newest_step(run)
         try:
             with terminated_after(60 * minutes - (time.monotonic() - began)):
-                discovery.train(run, config)
+                train_run(run, config)
         except Stopped:
             pass
         finally:  # whatever ended it, the newest checkpoint is worth keeping

@@ -1,4 +1,5 @@
 """The stage `tune`: launch configurations of the passes over the inputs, measured; kernels/launch.py stays as it is.
+gpu_tune_slots.py does the same for the kernels over the slots.
 
 For each shape and each `which` of launch.py, every combination of BLOCK_N, warps, stages and programs a multiprocessor
 is held against the sums of the table's own configuration and timed, interleaved with it. bfloat16, D_in = 64, T = 3.
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import gpu_table
+from . import gpu_table, gpu_tune_slots
 from .gpu_measure import Call, milliseconds, on_gpu
 from .gpu_record import NOT_MEASURED, Found, Part, Record, described
 
@@ -31,7 +32,7 @@ def parts(toy: bool) -> dict[str, Part]:
         f"{' x '.join(map(str, size))} {which}": partial(tune, size, which, toy)
         for size in (TOY_SIZES if toy else gpu_table.SIZES)
         for which in PASSES
-    }
+    } | gpu_tune_slots.parts(toy)
 
 
 def candidates(base: Config, B: int, N: int, multiprocessors: int) -> list[Config]:
@@ -138,7 +139,10 @@ def report(record: Record) -> str:
         "| gain | proposed |",
         "|---|---|---|---|---|---|---|",
     ]
+    of_slots = {name: entry for name, entry in record.items() if name.split()[-1] in gpu_tune_slots.KERNELS}
     for name, entry in record.items():
+        if name in of_slots:
+            continue
         rows = entry["found"].get("rows", [])
         timed = [row for row in rows if "ms" in row]
         if not timed or "ms" not in rows[0]:
@@ -151,7 +155,7 @@ def report(record: Record) -> str:
             f"| {'yes' if gain >= GAIN else 'no'} |"
         )
     where = sorted({described(entry["conditions"]) for entry in record.values()})
-    return "\n".join([*lines, "", *where, ""])
+    return "\n".join([*lines, "", gpu_tune_slots.report(of_slots), "", *where, ""])
 
 
 def shown(row: dict[str, Any]) -> str:

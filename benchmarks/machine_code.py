@@ -79,6 +79,7 @@ class Code:
     async16: int  # asynchronous copies of 16 bytes a thread
     fp64: int  # arithmetic, not conversions
     atomics: int
+    wrong_descriptors: int  # of operands of wgmma
     kinds: dict[str, int]  # of the loop
 
 
@@ -205,6 +206,7 @@ def read_sass(sass: str, resources: str, shared: int) -> Code:
         async16=sum(name.startswith("LDGSTS") and ".128" in name for name in names),
         fp64=sum(bool(re.match(r"D(ADD|MUL|FMA|SETP|MNMX|SET)\b|MUFU\.R\w+64H|DMMA", name)) for name in names),
         atomics=sum(short[name] for name in ("ATOM", "ATOMG", "ATOMS", "RED", "REDG", "UBLKRED")),
+        wrong_descriptors=wrong_descriptors(sass),
         kinds=dict(Counter(map(_kind, loop)).most_common()),
     )
 
@@ -217,6 +219,30 @@ def _sass_lines(sass: str) -> Iterator[tuple[str, str, str]]:
         elif code := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)(.*?);", line):
             to = re.search(r"`\((\.L_x_\d+)\)", code[2]) if code[1].startswith("BRA") else None
             yield code[1], to[1] if to else "", ""
+
+
+def wrong_descriptors(sass: str) -> int:
+    """How many descriptors of wgmma operands are built from a register that is not 0 where their upper word begins.
+
+    A descriptor says where in shared memory an operand lies; its upper word is a constant, which has the kind of the
+    swizzle in its top bits and is added, with the carry of the lower word, to 0. ptxas 12.8 was seen to add it to the
+    address of the shared memory, and that address to the lower word: on an H200 the operand is then read from beyond
+    the shared memory, at the very instructions that this finds. Triton's pull request 7197 works around a like fault.
+    """
+    last: dict[str, str] = {}  # by register, the end of the instruction that wrote it
+    wrong = 0
+    for name, operands in re.findall(
+        r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)\s+(.*?) ;", sass, re.MULTILINE
+    ):
+        target, *sources = (operand.strip().removesuffix(".reuse") for operand in operands.split(","))
+        if name == "UIADD3.X" and len(sources) > 1 and re.fullmatch(r"-?0x[0-9a-f]+", sources[1]):
+            swizzled = (int(sources[1], 16) & 0xFFFFFFFF) >> 28 in (0x4, 0x8, 0xC)
+            wrong += swizzled and "URZ" not in (sources[0], last.get(sources[0]))
+        if register := re.fullmatch(r"UR(\d+)", target):
+            last[target] = sources[0] if name == "UMOV" else name
+            if ".64" in name:
+                last[f"UR{int(register[1]) + 1}"] = name
+    return wrong
 
 
 def read_amdgcn(assembly: str, shared: int) -> Code:
@@ -238,6 +264,7 @@ def read_amdgcn(assembly: str, shared: int) -> Code:
         async16=sum("_lds_dwordx4" in name for name in names),
         fp64=sum("_f64" in name and not re.search(r"_cvt_|_mov_|_frexp_", name) for name in names),
         atomics=sum("atomic" in name or bool(re.match(r"ds_(add|sub|min|max|inc|dec|cmpst)_", name)) for name in names),
+        wrong_descriptors=0,
         kinds={},
     )
 

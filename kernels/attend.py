@@ -37,7 +37,9 @@ def _queries(query_ptr, i_row, m_c, m_part, D_IN: tl.constexpr, BLOCK_D: tl.cons
     return b_rows, tl.sum(b_rows.to(tl.float32), 0), b_c
 
 
-@triton.jit
+# Where it is compiled for blocks = 1 the loop is gone, and ptxas 12.8, that of Triton 3.6, builds the address of an
+# operand in shared memory from another register than the address is in (`machine_code.wrong_descriptors`).
+@triton.jit(do_not_specialize=["blocks"])
 def attend_fwd_kernel(
     x_ptr,  # [B, N, D_in], any strides
     mask_ptr,  # [B, N] bool, or None
@@ -149,7 +151,7 @@ def _operands(
     return b_rows, tl.sum(b_rows.to(tl.float32), 0), b_c, b_ds
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def attend_bwd_kernel(
     x_ptr,  # [B, N, D_in], any strides
     mask_ptr,  # [B, N] bool, or None

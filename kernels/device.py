@@ -3,15 +3,17 @@
 from functools import cache
 
 import torch
-from torch import Tensor
 
 WARP_SIZE = 32 if torch.version.hip is None else 64
 
 
-def precision(x: Tensor) -> str:
-    """Of the products of float32 matrices: TF32 where PyTorch's own on this device use it."""
-    tf32 = x.is_cuda and torch.version.hip is None and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if tf32 else "ieee"
+def precision(dtype: torch.dtype) -> str:
+    """Of products over the slots, for a call in `dtype`, as `update_config` takes it.
+
+    TF32 has 3 bits more than bfloat16. float32 has it where PyTorch's own products on this device use it.
+    """
+    tf32 = dtype == torch.bfloat16 or torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if tf32 else "tf32x3"
 
 
 @cache

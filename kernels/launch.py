@@ -73,31 +73,47 @@ def iterations_at_once(config: AttendConfig, itemsize: int) -> int:
 class UpdateConfig(NamedTuple):
     """The launch of a kernel over the slots; blocks are powers of two, and 16 or more for the sake of tl.dot."""
 
+    precision: str  # of the dots: "tf32", "tf32x3" or "ieee", as tl.dot has them
     block_rows: int  # rows (image, slot) of a program
     block_slots: int  # D
     block_inputs: int  # D_in
     block_hidden: int  # H
     block_chunk: int  # the part of any of them that one dot sums over
     unroll: int  # partial sums that are loaded at once
+    fetch: bool  # whether the programs first share out the weights, which the passes drove out of the L2 cache
     num_warps: int
     num_stages: int
 
 
-def update_config(D: int, D_in: int, hidden: int = 1, splits: int = 1, warp_size: int = 32) -> UpdateConfig:
+def update_config(
+    D: int, D_in: int, hidden: int = 1, splits: int = 1, warp_size: int = 32, precision: str = "tf32x3"
+) -> UpdateConfig:
     """The launch for slots, inputs and a hidden layer of these widths, and sums that arrive in `splits` parts.
 
-    `warp_size` is 64 on AMD's gfx9 devices: as many threads have twice the registers there in half the warps.
+    A launch has few rows, so that it takes as long as one program does: as its waits for memory and its dots, one after
+    the other. Tensor cores make the dots short, and take a whole width of 64 at once.
+
+    `precision` is "tf32" or "tf32x3", of which the latter is three products and as exact as float32. The tensor cores'
+    own sums are not: they cut off where float32 rounds, so that not more than 32 of "tf32x3" are summed there, which
+    in float32 sums of 64 terms is 1.0 to 1.5 times float32's error, and 1.6 to 2.6 times that with all 64.
+
+    `warp_size` is 64 on AMD's gfx9 devices: as many threads have twice the registers there in half the warps. They
+    have no "tf32x3".
     """
+    precision = "ieee" if warp_size == 64 else precision
     block_slots, block_inputs, block_hidden = (max(16, next_power_of_2(width)) for width in (D, D_in, hidden))
+    num_stages = 3 if block_slots <= 64 else 2  # registers
     return UpdateConfig(
+        precision=precision,
         block_rows=16,
         block_slots=block_slots,
         block_inputs=block_inputs,
         block_hidden=block_hidden,
-        block_chunk=16,  # 32 makes the backward kernel spill where a width is a single part
+        block_chunk={"tf32": 64, "tf32x3": 32, "ieee": 16}[precision],
         unroll=max(2, min(8, next_power_of_2(splits))),  # with 1, Triton 3.6 needs stack bytes for the forward
+        fetch=warp_size == 32,
         num_warps=256 // warp_size,
-        num_stages=3 if block_slots <= 64 else 2,  # registers
+        num_stages=num_stages if precision == "ieee" else 2,
     )
 
 
@@ -148,13 +164,15 @@ def fits_on_chip(
     """Whether `on_chip_fwd_kernel` serves a call of this shape on this device.
 
     The blocks of inputs lie in shared memory, of which Hopper has 227 KB: 128 KB of inputs leave room for what the side
-    of the slots needs, and more of them do not fit in registers beside it. Elsewhere, and with fewer than 64 columns
-    (padded), tensor cores take their operands from registers, which do not hold an image.
+    of the slots needs where those are at most 64 wide, and 112 KB where they are wider; more inputs than that do not
+    fit in registers beside it either. Elsewhere, and with fewer than 64 columns (padded), tensor cores take their
+    operands from registers, which do not hold an image; with 128, ptxas 12.8, that of Triton 3.6, takes some operands
+    from the wrong place (`wrong_descriptors` in benchmarks/machine_code.py).
     """
     block_d = max(16, next_power_of_2(D_in))
     held = -(-N // ON_CHIP_INPUTS) * ON_CHIP_INPUTS * block_d * itemsize
     served = hopper and itemsize == 2 and heads == 1 and K <= 16 and update_serves(D, D_in, hidden, heads)
-    return served and block_d >= 64 and held <= 128 << 10
+    return served and block_d == 64 and held <= (128 if D <= 64 else 112) << 10
 
 
 class MixtureConfig(NamedTuple):
@@ -175,6 +193,11 @@ def mixture_config(K: int, C: int, warp_size: int = 32) -> MixtureConfig:
     elements = block_k * next_power_of_2(C + 1)  # of a pixel
     block_n = max(32, 4096 // elements)
     return MixtureConfig(block_n, block_k, num_warps=block_n * elements // 32 // warp_size)
+
+
+def matching_block(C: int, warp_size: int = 32) -> int:
+    """The columns of a block of `match_kernel`, whose program is a warp: one a thread, or more where there are more."""
+    return max(warp_size, next_power_of_2(C))
 
 
 def next_power_of_2(n: int) -> int:

@@ -23,7 +23,7 @@ def absorb(p: Projections, heads: int, scale: float) -> tuple[Tensor, Tensor, Te
     query, query_bias, value = (p.to_q.new_empty(shape) for shape in ((D, E), (E,), (E, V)))
     absorb_fwd_kernel[(triton.cdiv(max(D + 1, V), c.block_rows), heads, 2)](
         *p, query, query_bias, value, scale, *sizes,
-        c.block_rows, c.block_inputs, c.block_chunk, precision(p.to_q),
+        c.block_rows, c.block_inputs, c.block_chunk, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
     return query, query_bias, value
@@ -40,26 +40,27 @@ def absorb_backward(
     parts = None if p.norm_input is None else p.to_q.new_empty(2 * heads * programs, 2, D_in)
     absorb_bwd_kernel[(programs, heads, 2)](
         d_query.contiguous(), d_query_bias.contiguous(), d_value.contiguous(), *p, *grads._replace(norm_input=parts),
-        scale, *sizes, c.block_rows, c.block_inputs, c.block_chunk, precision(p.to_q),
+        scale, *sizes, c.block_rows, c.block_inputs, c.block_chunk, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
     return grads._replace(norm_input=None if parts is None else parts.sum(0))
 
 
-def first_query(slots: Tensor, w: Weights, s: Settings, query: Tensor) -> None:
+def first_query(slots: Tensor, w: Weights, s: Settings, query: Tensor, dtype: torch.dtype = torch.float32) -> None:
     """The query of the first iteration, from contiguous slots [B, K, D] of any floating type.
 
     Args:
         query: out [B, h, K, D_in + 1].
+        dtype: of the call; here and below, bfloat16 allows products in TF32.
     """
     _check_contiguous(slots, query)
     (B, K, D), D_in = slots.shape, query.shape[-1] - 1
-    c = update_config(D, D_in, warp_size=WARP_SIZE)
+    c = update_config(D, D_in, warp_size=WARP_SIZE, precision=precision(dtype))
     if B * K == 0:
         return
     query_fwd_kernel[_grid(B * K, c)](
         slots, query, w.query, w.query_bias, w.norm_slots, B * K, K, s.norm_eps,
-        D, D_in, s.heads, c.block_rows, c.block_slots, c.block_inputs, c.block_chunk, precision(slots),
+        D, D_in, s.heads, c.block_rows, c.block_slots, c.block_inputs, c.block_chunk, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
 
@@ -73,6 +74,7 @@ def update(
     sums: Tensor,
     new_slots: Tensor,
     query: Tensor | None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """An iteration's slots from its sums, and the query of the next: `slot_update.update` and `next_query`.
 
@@ -86,7 +88,7 @@ def update(
     """
     _check_contiguous(partials, slots, slot_mask, sums, new_slots, query)
     (B, K, D), D_in, hidden = slots.shape, sums.shape[-1] - 1, _hidden_width(w)
-    c = update_config(D, D_in, hidden, len(partials), WARP_SIZE)
+    c = update_config(D, D_in, hidden, len(partials), WARP_SIZE, precision(dtype))
     if B * K == 0:
         return
     update_fwd_kernel[_grid(B * K, c)](
@@ -94,7 +96,7 @@ def update(
         w.query, w.query_bias, w.value, w.value_bias, w.norm_slots, w.recurrent, w.recurrent_bias,
         w.norm_pre_ff, w.hidden, w.hidden_bias, w.out, w.out_bias,
         B * K, K, len(partials), _eps_in_divisor(s), s.norm_eps, s.aggregation == "mean", D, D_in, hidden, s.heads,
-        c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, precision(slots),
+        c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, c.fetch, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
 
@@ -131,7 +133,7 @@ def forward_on_chip(
             f"and a hidden layer of {hidden}: not served by the kernel that holds an image on the chip"
         )
     _check_contiguous(slots, states, sums, queries, stats)
-    c = update_config(D, D_in, _hidden_width(w), warp_size=WARP_SIZE)
+    c = update_config(D, D_in, _hidden_width(w), 1, WARP_SIZE, precision(inputs.dtype))
     if states.numel():
         on_chip_fwd_kernel[(B,)](
             *(inputs, mask, slot_mask, slots, states, sums, queries, *stats),
@@ -151,7 +153,7 @@ def forward_on_chip(
             BH=c.block_hidden,
             BC=c.block_chunk,
             NORM=s.norm_inputs,
-            PRECISION=precision(inputs),
+            PRECISION=c.precision,
             num_warps=c.num_warps,
             num_stages=c.num_stages,
             enable_fp_fusion=True,
@@ -207,6 +209,7 @@ def update_backward(
     d_slots: Tensor,
     d_sums: Tensor,
     rows: Rows,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Backward through `update`: `slot_update.next_query_backward` of the new slots, and `update_backward`.
 
@@ -226,7 +229,7 @@ def update_backward(
     _check_contiguous(query_partials, d_carry, new_slots, slots, sums, slot_mask, d_slots, d_sums, *rows)
     (B, K, D), D_in, hidden = slots.shape, sums.shape[-1] - 1, _hidden_width(w)
     parts = 1 if query_partials is None else len(query_partials)
-    c = update_config(D, D_in, hidden, parts, WARP_SIZE)
+    c = update_config(D, D_in, hidden, parts, WARP_SIZE, precision(dtype))
     if B * K == 0:
         return
     update_bwd_kernel[_grid(B * K, c)](
@@ -235,7 +238,7 @@ def update_backward(
         w.norm_pre_ff, w.hidden, w.hidden_bias, w.out, *rows,
         t, B * K, K, parts, *d_new.stride(), _eps_in_divisor(s), s.norm_eps, s.aggregation == "mean",
         D, D_in, hidden, s.heads, rows.columns.shape[-1],
-        c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, precision(slots),
+        c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, c.fetch, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
 
@@ -248,6 +251,7 @@ def first_query_backward(
     s: Settings,
     d_slots: Tensor,
     rows: Rows,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Backward through `first_query`, to the initial slots.
 
@@ -260,13 +264,13 @@ def first_query_backward(
     """
     _check_contiguous(query_partials, d_carry, slots, d_slots, *rows)
     (B, K, D), D_in = slots.shape, query_partials.shape[-1] - 1
-    c = update_config(D, D_in, 1, len(query_partials), WARP_SIZE)
+    c = update_config(D, D_in, 1, len(query_partials), WARP_SIZE, precision(dtype))
     if B * K == 0:
         return
     query_bwd_kernel[_grid(B * K, c)](
         query_partials, slots, d_carry, d_slots, w.query, w.norm_slots, rows.slots_normed, rows.d_query, rows.columns,
         B * K, K, len(query_partials), s.norm_eps, D, D_in, s.heads, rows.columns.shape[-1],
-        c.block_rows, c.block_slots, c.block_inputs, c.block_chunk, c.unroll, precision(slots),
+        c.block_rows, c.block_slots, c.block_inputs, c.block_chunk, c.unroll, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
 

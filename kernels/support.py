@@ -14,6 +14,7 @@ MAX_WIDTH = 512  # of an input
 MAX_COLUMNS = 64  # slots times heads, both rounded up to powers of two
 MAX_MIXTURE_SLOTS = 64
 MAX_CHANNELS = 4  # of an image
+MAX_MATCHED = 64  # rows, and columns
 
 
 def why_not(
@@ -57,6 +58,15 @@ def why_not_mixture(device_type: str, dtype: torch.dtype, num_slots: int, channe
         return f"the maps are of {num_slots} slots, and the kernels take {MAX_MIXTURE_SLOTS} at most"
     if channels > MAX_CHANNELS:
         return f"the images have {channels} channels, and the kernels take {MAX_CHANNELS} at most"
+    return _why_no_triton()
+
+
+def why_not_matching(device_type: str, rows: int, columns: int) -> str | None:
+    """Why the kernel of matching.py cannot serve costs of so many rows and columns; None if it can."""
+    if reason := _why_not_device("costs", device_type):
+        return reason
+    if max(rows, columns) > MAX_MATCHED:
+        return f"the costs are {rows} x {columns}, and the kernel takes {MAX_MATCHED} x {MAX_MATCHED} at most"
     return _why_no_triton()
 
 

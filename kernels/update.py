@@ -16,7 +16,7 @@ outside the products' blocks, so that a width D_in that fills its blocks needs n
 import triton
 import triton.language as tl
 
-from .update_steps import after_mlp, before_mlp, load, next_query, rows_of_program, store
+from .update_steps import after_mlp, before_mlp, fetch_weights, load, next_query, rows_of_program, store
 
 
 @triton.jit(do_not_specialize=["R", "K"])
@@ -84,6 +84,7 @@ def update_fwd_kernel(
     BH: tl.constexpr,
     BC: tl.constexpr,
     UNROLL: tl.constexpr,
+    FETCH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """An iteration's slots from its sums, and the next iteration's query."""
@@ -92,6 +93,8 @@ def update_fwd_kernel(
     o_d = tl.arange(0, BD)
     m_d = o_d < D
     stride_p = R.to(tl.int64) * HEADS * E
+    if FETCH:
+        fetch_weights(query_weight, value, recurrent, hidden, out, D, D_IN, H, HEADS)
     b_slots = load(slots, o_r * D, o_d, m_r, m_d)  # [BR, D]
     b_new, _r, _z, _n, _hn = before_mlp(
         partials, sums, None, value, value_bias, recurrent, recurrent_bias, b_slots, o_e, o_r, m_r,

@@ -6,12 +6,14 @@ import triton.language as tl
 from .update_steps import (
     before_mlp,
     divisor,
+    fetch_weights,
     load,
     load_vector,
     next_query_backward,
     normalise,
     normalise_backward,
     product,
+    products,
     relu,
     rows_of_program,
     scale_and_shift,
@@ -114,6 +116,7 @@ def update_bwd_kernel(
     BH: tl.constexpr,
     BC: tl.constexpr,
     UNROLL: tl.constexpr,
+    FETCH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """From the gradient to an iteration's new slots, directly and by the next query, to that of its slots and sums."""
@@ -131,6 +134,8 @@ def update_bwd_kernel(
     o_d, o_i = tl.arange(0, BD), tl.arange(0, BI)
     m_d, m_i = o_d < D, o_i < D_IN
     stride_p = R.to(tl.int64) * HEADS * E
+    if FETCH:
+        fetch_weights(query_weight, value, recurrent, hidden, out, D, D_IN, H, HEADS)
     programs = tl.num_programs(0)
     p_sums = columns + (t.to(tl.int64) * programs + tl.program_id(0)) * C
 
@@ -149,7 +154,8 @@ def update_bwd_kernel(
         None, sums, mean, value, value_bias, recurrent, recurrent_bias, b_slots, o_e, o_tr, m_r,
         K, P, stride_p, eps, MEAN, D, D_IN, HEADS, BD, BI, BC, UNROLL, PRECISION,
     )  # fmt: skip
-    b_dslots = tl.zeros([BR, BD], tl.float32)
+    b_zero = tl.zeros([BR, BD], tl.float32)
+    b_dslots = b_zero
     if slot_mask is not None:
         b_kept = (tl.load(slot_mask + o_r, mask=m_r, other=0) != 0)[:, None]
         b_dslots = tl.where(b_kept, 0.0, b_d)
@@ -198,9 +204,10 @@ def update_bwd_kernel(
         store_column_sums(p_sums + AT_RECURRENT + D, b_dz, o_d, m_d)
         store_column_sums(p_sums + AT_RECURRENT + 2 * D, b_dhn, o_d, m_d)
         b_dslots += b_d * b_z
-        b_dslots = product(b_dr, recurrent, D, 1, o_d, m_d, b_dslots, D, BC, PRECISION)
-        b_dslots = product(b_dz, recurrent + D * D, D, 1, o_d, m_d, b_dslots, D, BC, PRECISION)
-        b_dslots = product(b_dhn, recurrent + 2 * D * D, D, 1, o_d, m_d, b_dslots, D, BC, PRECISION)
+        b_by_r, b_by_z, b_by_n = products(
+            b_dr, b_dz, b_dhn, recurrent, D * D, D, 1, o_d, m_d, b_dslots, b_zero, b_zero, D, BC, PRECISION,
+        )  # fmt: skip
+        b_dslots = b_by_r + b_by_z + b_by_n
     store(d_updates + N, b_dn, o_tr * V, o_d, m_r, m_d)
     store_column_sums(p_sums + AT_VALUE + N, b_dn, o_d, m_d)
     store(d_slots, b_dslots, o_r * D, o_d, m_r, m_d)
@@ -210,14 +217,17 @@ def update_bwd_kernel(
         p_v = value + i_h * E * V
         b_mass = load_vector(sums, o_head + D_IN, m_r)  # [BR]
         b_by = divisor(b_mass, eps, MEAN)
-        b_dm = tl.zeros([BR, BI], tl.float32)
-        b_dm = product(b_dn, p_v + N, 1, V, o_i, m_i, b_dm, D, BC, PRECISION)
         b_dmass = tl.sum(b_dn * load_vector(p_v + D_IN * V + N, o_d, m_d)[None, :], 1)
-        if recurrent is not None:
-            b_dm = product(b_dr, p_v, 1, V, o_i, m_i, b_dm, D, BC, PRECISION)
+        b_dm = tl.zeros([BR, BI], tl.float32)
+        if recurrent is None:
+            b_dm = product(b_dn, p_v, 1, V, o_i, m_i, b_dm, D, BC, PRECISION)
+        else:
             b_dmass += tl.sum(b_dr * load_vector(p_v + D_IN * V, o_d, m_d)[None, :], 1)
-            b_dm = product(b_dz, p_v + D, 1, V, o_i, m_i, b_dm, D, BC, PRECISION)
             b_dmass += tl.sum(b_dz * load_vector(p_v + D_IN * V + D, o_d, m_d)[None, :], 1)
+            b_dm_r, b_dm_z, b_dm_n = products(
+                b_dr, b_dz, b_dn, p_v, D, 1, V, o_i, m_i, b_dm, b_dm, b_dm, D, BC, PRECISION,
+            )  # fmt: skip
+            b_dm = b_dm_r + b_dm_z + b_dm_n
         b_dm /= b_by[:, None]
         b_dmass /= b_by
         store(d_sums, b_dm, o_head, o_i, m_r, m_i)

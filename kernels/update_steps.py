@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .blocks import INTERPRETED
+
 
 @triton.jit
 def rows_of_program(R, K, HEADS: tl.constexpr, E: tl.constexpr, BR: tl.constexpr):
@@ -37,6 +39,40 @@ def store_column_sums(p, b_x, o_col, m_col):
 
 
 @triton.jit
+def fetch_shared(p, SIZE: tl.constexpr):
+    """Has the L2 cache fetch SIZE floats that all programs read later, each of them a part; nobody waits for it."""
+    for i in range(tl.program_id(0) * 256, (SIZE + 7) // 8, tl.num_programs(0) * 256):
+        o = tl.minimum((i + tl.arange(0, 256)) * 8, SIZE - 1)  # the cache's sectors have 8
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [p + o], tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
+def fetch_weights(
+    query_weight,
+    value,
+    recurrent,
+    hidden,
+    out,
+    D: tl.constexpr,
+    D_IN: tl.constexpr,
+    H: tl.constexpr,
+    HEADS: tl.constexpr,
+):
+    """The passes over the inputs have driven them out of the cache."""
+    E: tl.constexpr = HEADS * (D_IN + 1)
+    if not INTERPRETED:
+        fetch_shared(value, E * (D if recurrent is None else 3 * D))
+        if recurrent is not None:
+            fetch_shared(recurrent, 3 * D * D)
+        if hidden is not None:
+            fetch_shared(hidden, H * D)
+            fetch_shared(out, D * H)
+        fetch_shared(query_weight, D * E)
+
+
+@triton.jit
 def sum_parts(p_part, m, stride, P, UNROLL: tl.constexpr):
     """Sum of what stands at `p_part + p * stride`, in the order 0 .. P - 1; UNROLL loads are under way at once."""
     b_sum = tl.zeros(p_part.shape, tl.float32)
@@ -44,6 +80,17 @@ def sum_parts(p_part, m, stride, P, UNROLL: tl.constexpr):
         for j in tl.static_range(UNROLL):
             b_sum += tl.load(p_part + (i + j) * stride, mask=m & (tl.full(m.shape, i + j, tl.int32) < P), other=0.0)
     return b_sum
+
+
+@triton.jit
+def columns_from(b_x, i, WIDTH: tl.constexpr):
+    """Columns i .. i + WIDTH - 1 of x, out of registers by a gather; x itself where it has no others."""
+    if b_x.shape[1] == WIDTH:
+        b_part = b_x
+    else:
+        o_k = i + tl.arange(0, WIDTH)
+        b_part = tl.gather(b_x, tl.broadcast_to(o_k[None, :], [b_x.shape[0], WIDTH]), 1)
+    return b_part
 
 
 @triton.jit
@@ -61,15 +108,46 @@ def product(
 ):
     """b_acc + x W [rows, BN], summed over BC of WIDTH at a time.
 
-    Without tensor cores a thread holds a dot's operands over all of its sum: BC bounds the registers. The parts of x
-    come out of registers by a gather.
+    Without tensor cores a thread holds a dot's operands over all of its sum: BC bounds the registers.
     """
-    for i in range(0, WIDTH, BC):
-        o_k = i + tl.arange(0, BC)
-        b_part = tl.gather(b_x, tl.broadcast_to(o_k[None, :], [b_x.shape[0], BC]), 1)  # [rows, BC]
-        b_w = load(weight, o_k * stride_k, o_n * stride_n, o_k < WIDTH, m_n)  # [BC, BN]
-        b_acc = tl.dot(b_part, b_w, b_acc, input_precision=PRECISION)
+    CHUNK: tl.constexpr = min(BC, b_x.shape[1])
+    for i in range(0, WIDTH, CHUNK):
+        o_k = i + tl.arange(0, CHUNK)
+        b_w = load(weight, o_k * stride_k, o_n * stride_n, o_k < WIDTH, m_n)  # [CHUNK, BN]
+        b_acc = tl.dot(columns_from(b_x, i, CHUNK), b_w, b_acc, input_precision=PRECISION)
     return b_acc
+
+
+@triton.jit
+def products(
+    b_x,  # three factors [rows, padded WIDTH]
+    b_y,
+    b_z,
+    weight,  # of x; those of y and z begin `step` and 2 `step` behind it
+    step: tl.constexpr,
+    stride_k: tl.constexpr,
+    stride_n: tl.constexpr,
+    o_n,
+    m_n,
+    b_acc_x,  # [rows, BN]
+    b_acc_y,
+    b_acc_z,
+    WIDTH: tl.constexpr,
+    BC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`product` of the GRU's three gates, whose weights are under way at once: memory is what a program waits for."""
+    CHUNK: tl.constexpr = min(BC, b_x.shape[1])
+    for i in range(0, WIDTH, CHUNK):
+        o_k = i + tl.arange(0, CHUNK)
+        m_k = o_k < WIDTH
+        b_wx = load(weight, o_k * stride_k, o_n * stride_n, m_k, m_n)  # [CHUNK, BN]
+        b_wy = load(weight + step, o_k * stride_k, o_n * stride_n, m_k, m_n)
+        b_wz = load(weight + 2 * step, o_k * stride_k, o_n * stride_n, m_k, m_n)
+        b_acc_x = tl.dot(columns_from(b_x, i, CHUNK), b_wx, b_acc_x, input_precision=PRECISION)
+        b_acc_y = tl.dot(columns_from(b_y, i, CHUNK), b_wy, b_acc_y, input_precision=PRECISION)
+        b_acc_z = tl.dot(columns_from(b_z, i, CHUNK), b_wz, b_acc_z, input_precision=PRECISION)
+    return b_acc_x, b_acc_y, b_acc_z
 
 
 @triton.jit
@@ -260,13 +338,15 @@ def before_mlp(
         if mean is not None:
             store(mean + i_h * E, b_m, o_tr * (HEADS * E), o_i, m_r, m_i)
             tl.store(mean + i_h * E + o_tr * (HEADS * E) + D_IN, b_mass, mask=m_r)
-        if recurrent is not None:
-            b_r = product(b_m, p_v, V, 1, o_d, m_d, b_r, D_IN, BC, PRECISION)
-            b_r += b_mass[:, None] * load_vector(p_v + D_IN * V, o_d, m_d)[None, :]
-            b_z = product(b_m, p_v + D, V, 1, o_d, m_d, b_z, D_IN, BC, PRECISION)
-            b_z += b_mass[:, None] * load_vector(p_v + D_IN * V + D, o_d, m_d)[None, :]
-        b_n = product(b_m, p_v + N, V, 1, o_d, m_d, b_n, D_IN, BC, PRECISION)
         b_n += b_mass[:, None] * load_vector(p_v + D_IN * V + N, o_d, m_d)[None, :]
+        if recurrent is None:
+            b_n = product(b_m, p_v, V, 1, o_d, m_d, b_n, D_IN, BC, PRECISION)
+        else:
+            b_r += b_mass[:, None] * load_vector(p_v + D_IN * V, o_d, m_d)[None, :]
+            b_z += b_mass[:, None] * load_vector(p_v + D_IN * V + D, o_d, m_d)[None, :]
+            b_r, b_z, b_n = products(
+                b_m, b_m, b_m, p_v, D, V, 1, o_d, m_d, b_r, b_z, b_n, D_IN, BC, PRECISION,
+            )  # fmt: skip
     if value_bias is not None:
         if recurrent is not None:
             b_r += load_vector(value_bias, o_d, m_d)[None, :]
@@ -274,9 +354,9 @@ def before_mlp(
         b_n += load_vector(value_bias + N, o_d, m_d)[None, :]
     b_new = b_n
     if recurrent is not None:
-        b_r = product(b_slots, recurrent, 1, D, o_d, m_d, b_r, D, BC, PRECISION)
-        b_z = product(b_slots, recurrent + D * D, 1, D, o_d, m_d, b_z, D, BC, PRECISION)
-        b_hn = product(b_slots, recurrent + 2 * D * D, 1, D, o_d, m_d, b_hn, D, BC, PRECISION)
+        b_r, b_z, b_hn = products(
+            b_slots, b_slots, b_slots, recurrent, D * D, 1, D, o_d, m_d, b_r, b_z, b_hn, D, BC, PRECISION,
+        )  # fmt: skip
         if recurrent_bias is not None:
             b_r += load_vector(recurrent_bias, o_d, m_d)[None, :]
             b_z += load_vector(recurrent_bias + D, o_d, m_d)[None, :]

@@ -2,15 +2,15 @@
 
 Every layer is what its row of the table says, every slot is copied to every place of the decoder's map, and every
 tensor is kept. The oracle of the fast model, and what it is timed against. It imports nothing else of this project but
-the plain Slot Attention. Shapes: B images of C channels and H = W pixels, K slots of width D.
+the plain Slot Attention and encoder. Shapes: B images of C channels and H = W pixels, K slots of width D.
 """
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .encoder import Encoder, PositionEmbedding
 from .slot_attention import SlotAttention
 
 
@@ -75,27 +75,6 @@ class AutoEncoder(nn.Module):
         return F.mse_loss(self(images, noise)[0], images)
 
 
-class Encoder(nn.Module):
-    """Images [B, C_in, H, W] -> tokens [B, N, C] (Tables 3 and 4; the LayerNorm and the MLP: Appendix E.3)."""
-
-    def __init__(self, image_size: int, in_channels: int, channels: int, strides: Sequence[int]) -> None:
-        super().__init__()
-        widths = [in_channels, *[channels] * len(strides)]
-        layers: list[nn.Module] = []
-        for width, stride in zip(widths, strides, strict=False):
-            layers += [SameConv2d(width, channels, 5, stride), nn.ReLU()]
-            image_size = -(-image_size // stride)
-        self.convolutions = nn.Sequential(*layers)
-        self.position_embedding = PositionEmbedding(channels, image_size)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(channels, eps=1e-3), nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels)
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.position_embedding(self.convolutions(images))
-        return self.mlp(features.flatten(2).mT)
-
-
 class Decoder(nn.Module):
     """Slots [B, K, D] -> colours [B, K, C, H, W] and mask logits [B, K, 1, H, W] (Tables 5 and 6)."""
 
@@ -137,34 +116,6 @@ class SpatialBroadcast(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         maps = vectors[:, :, None, None].repeat(1, 1, self.size, self.size)
         return self.convolution(self.position_embedding(maps))
-
-
-class PositionEmbedding(nn.Module):
-    """Adds a learned linear map of the four distances to the edges to features [B, C, h, w] (Appendix E.2)."""
-
-    grid: Tensor
-
-    def __init__(self, channels: int, size: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(4, channels)
-        rows, columns = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
-        grid = torch.stack([rows, columns, 1 - rows, 1 - columns], dim=-1)
-        self.register_buffer("grid", grid, persistent=False)  # [h, w, 4]
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features + self.dense(self.grid).permute(2, 0, 1)
-
-
-class SameConv2d(nn.Conv2d):
-    """Convolution [B, C_in, n, n] -> [B, C_out, ceil(n / stride), ceil(n / stride)], padded as TensorFlow's SAME."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        (kernel, _), (stride, _), size = self.kernel_size, self.stride, input.shape[-1]
-        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-        before, after = total // 2, total - total // 2
-        if before != after:
-            input, before = F.pad(input, (before, after, before, after)), 0
-        return F.conv2d(input, self.weight, self.bias, stride, before)
 
 
 class SameConvTranspose2d(nn.ConvTranspose2d):

@@ -1,4 +1,4 @@
-"""The command line: `slotattn train discovery`, `train resume`, `eval`, `show`, `info`, `data`.
+"""The command line: `slotattn train discovery`, `train property`, `train resume`, `eval`, `show`, `info`, `data`.
 
 Only what parses the arguments is imported here, so that `slotattn --help` takes a few tenths of a second.
 """
@@ -21,7 +21,7 @@ import slotattn_fast
 from slotattn_fast.cli_data import DATA_COMMANDS, DataCommand, Generate, Prepare, run_data
 from slotattn_fast.cli_errors import UsageError
 from slotattn_fast.cli_eval import Eval, Show, run_trained
-from slotattn_fast.cli_train import Resume, TrainDiscovery
+from slotattn_fast.cli_train import Resume, Train, TrainDiscovery, TrainProperty
 from slotattn_fast.data.errors import DataError
 from slotattn_fast.train.config import Device
 from slotattn_fast.train.errors import RunError
@@ -34,7 +34,7 @@ class Info:
     """Print versions, device, threads, and the backend that `auto` takes and why."""
 
 
-Command = TrainDiscovery | Resume | Eval | Show | Info | DataCommand
+Command = TrainDiscovery | TrainProperty | Resume | Eval | Show | Info | DataCommand
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: Command) -> int:
     match command:
-        case TrainDiscovery():
-            return _train_discovery(command)
+        case Train():
+            return _train_anew(command)
         case Resume(run, device, devices, data):
             return _train(run, device, devices, data)
         case Eval() | Show():
@@ -77,18 +77,18 @@ def _run(command: Command) -> int:
     return 0
 
 
-def _train_discovery(command: TrainDiscovery) -> int:
-    from slotattn_fast.train import discovery
+def _train_anew(command: Train) -> int:
     from slotattn_fast.train.processes import by_the_first, connect, is_first, launched
+    from slotattn_fast.train.run import create
 
-    def create() -> Path:
+    def make() -> Path:
         run = command.folder()
-        discovery.create(config, run)
+        create(config, run)
         return run
 
     try:
         config = command.config()
-        run = by_the_first(connect(config), create) if launched() else create()
+        run = by_the_first(connect(config), make) if launched() else make()
     except ValueError as error:
         raise UsageError(error) from error
     if config.warmup_steps >= config.steps and is_first():
@@ -104,18 +104,18 @@ def _train(run: Path, device: Device | None = None, devices: int | None = None, 
     import torch
 
     from slotattn_fast.report.tables import evaluation_line
-    from slotattn_fast.train import discovery
     from slotattn_fast.train.loop import Stopped
     from slotattn_fast.train.processes import is_first
+    from slotattn_fast.train.run import configuration, train
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces precision and ranks
     try:
-        config = discovery.configuration(run, device, devices, data)
+        config = configuration(run, device, devices, data)
     except ValueError as error:
         raise UsageError(error) from error
     go_on = f"go on with `slotattn train resume {shlex.quote(str(run))}`"
     try:
-        result = discovery.train(run, config)
+        result = train(run, config)
     except Stopped as stopped:
         code = 128 + stopped.signal
         return _fail(f"{stopped}; {go_on}", code) if is_first() else code
@@ -158,6 +158,7 @@ def _parse(arguments: list[str]) -> Command:
     train = SubcommandApp()
     train.__doc__ = "Train a model."
     train.command(name="discovery")(TrainDiscovery)
+    train.command(name="property")(TrainProperty)
     train.command(name="resume")(Resume)
     app = SubcommandApp()
     data = SubcommandApp()

@@ -11,7 +11,7 @@ from slotattn_fast.pretrained import PRETRAINED, pretrained
 from slotattn_fast.train.config import Device
 
 if TYPE_CHECKING:
-    from slotattn_fast.train.discovery_eval import Setting
+    from slotattn_fast.train.setting import Setting
 
 _N_AS_TRAINED = arg(metavar="N", help_behavior_hint="(default: as in training)")
 
@@ -36,7 +36,7 @@ class _Trained:
     """Where to run the model."""
 
     def setting(self, iters: int | None) -> "Setting":
-        from slotattn_fast.train.discovery_eval import Setting
+        from slotattn_fast.train.setting import Setting
 
         return Setting(iters=iters, num_slots=self.num_slots, max_objects=self.max_objects, data=self.data)
 
@@ -64,7 +64,7 @@ class Eval(_Trained):
 
 @dataclass(frozen=True)
 class Show(_Trained):
-    """Draw held-out scenes as a finished run takes them apart: slots.png, and iterations.png."""
+    """Draw held-out scenes as a finished run sees them: slots.png, and of object discovery iterations.png."""
 
     run: Annotated[Positional[Path | None], arg(metavar="RUN", help="The run folder.", help_behavior_hint="")] = None
     iters: Annotated[int | None, _N_AS_TRAINED] = None
@@ -86,8 +86,8 @@ def run_trained(command: Eval | Show) -> None:
 
 
 def _eval(command: Eval) -> None:
-    from slotattn_fast.report.tables import evaluation_line, seeds_lines
-    from slotattn_fast.train.discovery_eval import evaluate, require_complete
+    from slotattn_fast.report.tables import ap_by_objects_lines, ap_table_lines, evaluation_line, seeds_lines
+    from slotattn_fast.train.evaluation import evaluate, require_complete
     from slotattn_fast.train.run_folder import differences
 
     runs = tuple(dict.fromkeys(_folders(command, command.runs)))
@@ -100,6 +100,11 @@ def _eval(command: Eval) -> None:
             result = evaluate(run, command.setting(iters), command.device, keep=command.pretrained is None)
             print(evaluation_line(str(run), result))
             results[str(run)] = result
+        predicted = {name: result for name, result in results.items() if "ap" in result}
+        for name, result in predicted.items():
+            print("\n".join(ap_by_objects_lines(name, result)))
+        if predicted:
+            print("\n".join(ap_table_lines(predicted)))
         if other := sorted({name for config in configs for name in differences(configs[0], config, but=("seed",))}):
             print(f"no mean: these are not seeds of one experiment, for they differ in {', '.join(other)}")
         elif len(runs) > 1:
@@ -107,7 +112,7 @@ def _eval(command: Eval) -> None:
 
 
 def _show(command: Show) -> None:
-    from slotattn_fast.train.discovery_eval import show
+    from slotattn_fast.train.evaluation import show
 
     (run,) = _folders(command, () if command.run is None else (command.run,))
     out = command.out if command.pretrained is None else command.out or Path()

@@ -1,4 +1,4 @@
-"""`slotattn train`: discovery, resume."""
+"""`slotattn train`: discovery, property, resume."""
 
 import ast
 import inspect
@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from slotattn_fast.data.catalogue import prepared_folder
 from slotattn_fast.models.discovery_config import DiscoveryConfig
-from slotattn_fast.train.config import PRESETS, Device, TrainConfig
+from slotattn_fast.models.property_config import PropertyConfig
+from slotattn_fast.train.config import PRESETS, Device, TaskName, TrainConfig
 
 _FROM_PRESET = "(default: the preset's)"
 
@@ -34,14 +35,15 @@ def _options(name: str, of: type, *, flags: tuple[str, ...] = (), hidden: tuple[
 
 
 def _docstrings(of: type) -> dict[str, str]:
-    """What the source says below each field of a dataclass."""
-    (tree,) = ast.parse(inspect.getsource(of)).body
-    assert isinstance(tree, ast.ClassDef)
+    """What the source says below each field of a dataclass, its own and those that it inherits."""
     said = {}
-    for field_, text in pairwise(tree.body):
-        match field_, text:
-            case ast.AnnAssign(target=ast.Name(id=key)), ast.Expr(value=ast.Constant(value=str(words))):
-                said[key] = " ".join(words.split())
+    for kind in reversed(of.__mro__[:-1]):
+        (tree,) = ast.parse(inspect.getsource(kind)).body
+        assert isinstance(tree, ast.ClassDef)
+        for field_, text in pairwise(tree.body):
+            match field_, text:
+                case ast.AnnAssign(target=ast.Name(id=key)), ast.Expr(value=ast.Constant(value=str(words))):
+                    said[key] = " ".join(words.split())
     return said
 
 
@@ -60,13 +62,54 @@ RunOptions = _options(
     flags=("greyscale", "compile", "cuda_graph"),
     hidden=("task", "preset", "data", "data_sha256", "model"),
 )
-ModelOptions = _options("ModelOptions", DiscoveryConfig)
+DiscoveryOptions = _options("DiscoveryOptions", DiscoveryConfig)
+PropertyOptions = _options("PropertyOptions", PropertyConfig)
 
 
 @dataclass(frozen=True)
-class TrainDiscovery:
+class Train:
+    """What the two tasks' commands have in common; each has presets and model options of its own."""
+
+    task: ClassVar[TaskName]
+    preset: str = "quick"
+    data: str | None = None
+    out: Path = Path("runs")
+    """Folder that the run folder is made in."""
+    name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: task-data-time)")] = None
+    """Name of the run folder; must be new."""
+    run: OmitArgPrefixes[RunOptions] = field(default_factory=RunOptions)  # type: ignore[valid-type]
+    """How to train."""
+    model: Any = None
+
+    def config(self) -> TrainConfig:
+        """The preset with this command's overrides. Raises ValueError for a value that cannot be used."""
+        preset = PRESETS[self.task][self.preset]
+        given = {key: value for key, value in asdict(self.run).items() if value is not None and value is not False}
+        model = {key: value for key, value in asdict(self.model).items() if value is not None}
+        if "greyscale" in given:
+            model.setdefault("image_channels", 1)
+        if given.get("decay", "exponential") != "exponential":
+            given.setdefault("decay_steps", None)
+        if self.data is not None:
+            # A folder is found again from wherever the run is resumed.
+            folder = prepared_folder(self.data)
+            given["data"] = self.data if folder is None else str(folder.resolve())
+        return replace(preset, model={**preset.model, **model}, **given)
+
+    def folder(self) -> Path:
+        """The run folder. Raises ValueError for a name that is not one folder's name."""
+        data = Path(self.data or PRESETS[self.task][self.preset].data).name
+        name = self.name or f"{self.task}-{data}-{datetime.now():%Y%m%d-%H%M%S}"
+        if Path(name).name != name or name == "..":
+            raise ValueError(f"name: got {name!r}, expected the name of one folder, without separators; see --out")
+        return self.out / name
+
+
+@dataclass(frozen=True)
+class TrainDiscovery(Train):
     """Train the auto-encoder to find objects, measure FG-ARI and draw the slots."""
 
+    task: ClassVar[TaskName] = "discovery"
     preset: Annotated[
         Literal["quick", "tetrominoes", "multi-dsprites", "multi-dsprites-binarized", "clevr6", "clevr6-greyscale"],
         arg(
@@ -86,37 +129,36 @@ class TrainDiscovery:
             help_behavior_hint=_FROM_PRESET,
         ),
     ] = None
-    out: Path = Path("runs")
-    """Folder that the run folder is made in."""
-    name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: task-data-time)")] = None
-    """Name of the run folder; must be new."""
-    run: OmitArgPrefixes[RunOptions] = field(default_factory=RunOptions)  # type: ignore[valid-type]
-    """How to train."""
-    model: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)  # type: ignore[valid-type]
+    model: OmitArgPrefixes[DiscoveryOptions] = field(default_factory=DiscoveryOptions)  # type: ignore[valid-type]
     """The model, its sizes and the ablations of the paper's Appendix B."""
 
-    def config(self) -> TrainConfig:
-        """The preset with this command's overrides. Raises ValueError for a value that cannot be used."""
-        preset = PRESETS[self.preset]
-        given = {key: value for key, value in asdict(self.run).items() if value is not None and value is not False}
-        model = {key: value for key, value in asdict(self.model).items() if value is not None}
-        if "greyscale" in given:
-            model.setdefault("image_channels", 1)
-        if given.get("decay", "exponential") != "exponential":
-            given.setdefault("decay_steps", None)
-        if self.data is not None:
-            # A folder is found again from wherever the run is resumed.
-            folder = prepared_folder(self.data)
-            given["data"] = self.data if folder is None else str(folder.resolve())
-        return replace(preset, model={**preset.model, **model}, **given)
 
-    def folder(self) -> Path:
-        """The run folder. Raises ValueError for a name that is not one folder's name."""
-        data = Path(self.data or PRESETS[self.preset].data).name
-        name = self.name or f"discovery-{data}-{datetime.now():%Y%m%d-%H%M%S}"
-        if Path(name).name != name or name == "..":
-            raise ValueError(f"name: got {name!r}, expected the name of one folder, without separators; see --out")
-        return self.out / name
+@dataclass(frozen=True)
+class TrainProperty(Train):
+    """Train the set predictor to say what and where the objects are, measure AP and draw what it predicts."""
+
+    task: ClassVar[TaskName] = "property"
+    preset: Annotated[
+        Literal["quick", "clevr10", "clevr6"],
+        arg(
+            metavar="NAME",
+            help="quick: a small model of small CLEVR images for a laptop, minutes on 2 CPU cores. The paper's "
+            "configuration, batch 512, lr 4e-4, warm-up 1 000, decay 0.5 per 50 000, 150 000 steps: clevr10; and for "
+            "scenes of at most 6 objects: clevr6. The options below change settings.",
+        ),
+    ] = "quick"
+    data: Annotated[
+        str | None,
+        arg(
+            metavar="NAME|DIR",
+            help="CLEVR that is generated while training, nothing is downloaded (clevr: whole images; "
+            "clevr-with-masks: their middle), or a folder with properties that `slotattn data prepare` or `generate` "
+            "made.",
+            help_behavior_hint=_FROM_PRESET,
+        ),
+    ] = None
+    model: OmitArgPrefixes[PropertyOptions] = field(default_factory=PropertyOptions)  # type: ignore[valid-type]
+    """The model, its sizes and the ablations of the paper's Appendices B and C."""
 
 
 @dataclass(frozen=True)

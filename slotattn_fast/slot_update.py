@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cast import cast
 from .kernels.arguments import Projections, Settings, Weights
 
 Params = Mapping[str, Tensor]  # by the module's parameter names; an absent one leaves its layer out
@@ -63,7 +64,7 @@ def fold(
     another way to compute the same.
     """
     dtype = compute_dtype(slots)
-    p = {name: param.to(dtype) for name, param in params.items()}
+    p = dict(zip(params, cast([*params.values()], dtype), strict=True))
     if "to_q.weight" not in p:
         identity = torch.eye(slots.shape[-1], dtype=dtype, device=slots.device)
         p |= {f"{layer}.weight": identity for layer in ("to_q", "to_k", "to_v")}

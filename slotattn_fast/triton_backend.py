@@ -65,16 +65,16 @@ def _forward_group(
     stats: Tensor,
 ) -> None:
     """All iterations from the slots `current`; the last four tensors are those that `forward` returns."""
-    fused = _fused(current, inputs, w, s)
+    fused, dtype = _fused(current, inputs, w, s), current.dtype
     for t in range(s.iters):
         if not fused:
             queries[t] = next_query(current.to(states.dtype), w, s)
         elif t == 0:
-            slot_ops.first_query(current, w, s, queries[0])
+            slot_ops.first_query(current, w, s, queries[0], dtype)
         partials = attend_forward(inputs, mask, slot_mask, queries[t], stats, s, first=t == 0)
         if fused:
             query = queries[t + 1] if t + 1 < s.iters else None
-            slot_ops.update(partials, current, slot_mask, w, s, sums[t], states[t], query)
+            slot_ops.update(partials, current, slot_mask, w, s, sums[t], states[t], query, dtype)
         else:
             sums[t] = partials.sum(0)
             states[t] = update(current.to(states.dtype), sums[t], slot_mask, w, s)
@@ -160,11 +160,11 @@ def _backward_fused(
     for t in reversed(range(T)):
         slot_ops.update_backward(
             *(query_partials, d_states[t], d_carry, states[t], states[t - 1] if t else slots, sums[t]),
-            *(slot_mask, w, s, t, d_slots[t], d_sums[t], rows),
+            *(slot_mask, w, s, t, d_slots[t], d_sums[t], rows, slots.dtype),
         )
         query_partials, d_carry = attend(t, d_sums), d_slots[t]
     d_initial = torch.empty_like(slots)
-    slot_ops.first_query_backward(query_partials, d_carry, slots, w, s, d_initial, rows)
+    slot_ops.first_query_backward(query_partials, d_carry, slots, w, s, d_initial, rows, slots.dtype)
     return d_initial, slot_ops.weight_gradients(rows, w)
 
 

@@ -4,10 +4,25 @@ with the same kind of products on every x86 machine, so that what is compared to
 set before anything imports NumPy, torch or Triton."""
 
 import os
+import sys
+from collections.abc import Generator
 from pathlib import Path
+
+import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TRITON_INTERPRET", "1")  # 0: the kernels' tests on a GPU, see DEVICE in compare.py
 cpu = Path("/proc/cpuinfo")
 if cpu.exists() and " avx2 " in cpu.read_text():
     os.environ["OPENBLAS_CORETYPE"] = "Haswell"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A CUDA error stays with its process, in which every later test would fail too: pytest-xdist starts another."""
+    report = yield
+    error = str(call.excinfo.value) if report.failed and call.excinfo else ""
+    if "PYTEST_XDIST_WORKER" in os.environ and "CUDA error" in error:
+        print(report.longreprtext, file=sys.stderr, flush=True)
+        os._exit(1)
+    return report

@@ -20,9 +20,12 @@ from PIL import Image
 import slotattn_fast
 from slotattn_fast import cli
 from slotattn_fast.functional import BACKENDS
-from slotattn_fast.models.discovery_config import BackendName, DiscoveryConfig
-from slotattn_fast.train import discovery, discovery_eval, run_folder
-from slotattn_fast.train.config import PRESETS, TrainConfig
+from slotattn_fast.models.discovery_config import DiscoveryConfig
+from slotattn_fast.models.property_config import PropertyConfig
+from slotattn_fast.models.slots_config import BackendName
+from slotattn_fast.train import discovery, run_data, run_folder
+from slotattn_fast.train import run as run_module
+from slotattn_fast.train.config import PRESETS, TaskName, TrainConfig
 
 TINY = ["--steps", "3", "--batch-size", "2"]
 
@@ -47,7 +50,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shorter evaluation, for tests of something else."""
-    monkeypatch.setattr(discovery_eval, "EVAL_SCENES", discovery_eval.EVAL_BATCH)
+    monkeypatch.setattr(discovery, "EVAL_SCENES", run_data.EVAL_BATCH)
 
 
 def _files(run: Path) -> list[str]:
@@ -167,21 +170,24 @@ def test_options_override_the_preset(tmp_path: Path) -> None:
 )
 def test_every_field_is_an_option(options: list[str], run: dict[str, object], model: dict[str, object]) -> None:
     config = cli._parse(["train", "discovery", *options]).config()
-    preset = PRESETS["clevr6" if "clevr6" in options else "quick"]
+    preset = PRESETS["discovery"]["clevr6" if "clevr6" in options else "quick"]
     assert config == replace(preset, **run, model=config.model)
     assert config.model.items() >= {**preset.model, **model}.items()
     assert DiscoveryConfig(**config.model)
 
 
-def test_every_field_is_in_the_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("task", "model"), [("discovery", DiscoveryConfig), ("property", PropertyConfig)])
+def test_every_field_is_in_the_help(
+    task: TaskName, model: type, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
-        cli.main(["train", "discovery", "--help"])
+        cli.main(["train", task, "--help"])
     shown = capsys.readouterr().out
     hidden = {"task", "model", "data_sha256"}
-    for field in (*fields(TrainConfig), *fields(DiscoveryConfig)):
+    for field in (*fields(TrainConfig), *fields(model)):
         assert (f"--{field.name.replace('_', '-')}" in shown) == (field.name not in hidden), field.name
-    for preset in PRESETS:
+    for preset in PRESETS[task]:
         assert preset in shown
 
 
@@ -382,7 +388,7 @@ def test_too_little_memory(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(discovery, "train", fails)
+    monkeypatch.setattr(run_module, "train", fails)
     assert _train(tmp_path, "x", "--warmup-steps", "0") == 1
     assert _one_line(capsys).startswith("slotattn: out of memory; train anew with a smaller --batch-size or model (")
 
@@ -391,7 +397,7 @@ def test_what_is_not_foreseen_is_not_hidden(tmp_path: Path, monkeypatch: pytest.
     def fails(*_: object) -> None:
         raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(discovery, "train", fails)
+    monkeypatch.setattr(run_module, "train", fails)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         _train(tmp_path, "x")
 

@@ -10,19 +10,19 @@ from PIL import Image
 
 from slotattn_fast import cli, cli_eval, pretrained
 from slotattn_fast.report.tables import evaluation_line, seeds_lines
-from slotattn_fast.train import discovery_eval
+from slotattn_fast.train import discovery, evaluation
 
 
 @pytest.fixture(autouse=True)
 def _few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery_eval, "EVAL_SCENES", 4)
+    monkeypatch.setattr(discovery, "EVAL_SCENES", 4)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(discovery_eval, "EVAL_SCENES", 4)
+        patch.setattr(discovery, "EVAL_SCENES", 4)
         size = ["--steps", "6", "--batch-size", "2", "--log-every", "1", "--warmup-steps", "0"]
         assert cli.main(["train", "discovery", *size, "--out", str(out), "--name", "run"]) == 0
     return out / "run"
@@ -173,11 +173,11 @@ def test_mean_deviation_and_failure_by_hand() -> None:
 
 def test_the_training_loss_weighs_a_row_by_its_steps(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,loss\n970,9\n985,1\n990,2\n1000,4\n")
-    assert discovery_eval.train_loss(tmp_path, 1000) == pytest.approx((15 * 1 + 5 * 2 + 10 * 4) / 30)
+    assert evaluation.train_loss(tmp_path, 1000) == pytest.approx((15 * 1 + 5 * 2 + 10 * 4) / 30)
     (tmp_path / "metrics.csv").write_text("step,loss\n10,9\n")
-    assert discovery_eval.train_loss(tmp_path, 1000) is None
+    assert evaluation.train_loss(tmp_path, 1000) is None
     (tmp_path / "metrics.csv").unlink()
-    assert discovery_eval.train_loss(tmp_path, 1000) is None
+    assert evaluation.train_loss(tmp_path, 1000) is None
 
 
 def test_show_with_other_iterations_elsewhere(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

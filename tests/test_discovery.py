@@ -18,16 +18,21 @@ from slotattn_fast.data.prepare import generate
 from slotattn_fast.data.synthetic.tetrominoes import sample_tetrominoes
 from slotattn_fast.models.discovery import ObjectDiscovery
 from slotattn_fast.models.discovery_config import DiscoveryConfig
-from slotattn_fast.train import discovery, discovery_eval
+from slotattn_fast.train import discovery, run_data
 from slotattn_fast.train.config import PRESETS, TrainConfig
+from slotattn_fast.train.discovery import Discovery
 from slotattn_fast.train.errors import RunError
+from slotattn_fast.train.evaluation import evaluate, show
 from slotattn_fast.train.loop import seed_of
+from slotattn_fast.train.run import configuration, create, train
+from slotattn_fast.train.run_data import to_model
+from slotattn_fast.train.setting import DEFAULT
 
 MODEL = DiscoveryConfig(encoder_channels=4, slot_dim=4, hidden_dim=4, decoder_channels=4)
 
 
 def config(**others: object) -> TrainConfig:
-    return replace(PRESETS["quick"], model=asdict(MODEL), **others)
+    return replace(PRESETS["discovery"]["quick"], model=asdict(MODEL), **others)
 
 
 @pytest.fixture
@@ -44,7 +49,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
 
 
 def test_steps_train_on_the_scenes_of_the_seed_one_after_the_other(drawn: list[tuple[int, list[int]]]) -> None:
-    task = discovery.Discovery(config(batch_size=3, seed=5))
+    task = Discovery(config(batch_size=3, seed=5))
     with closing(task.batches(7, Fabric(accelerator="cpu", devices=1))) as batches:
         images = [batch["images"] for batch in islice(batches, 2)]
     assert drawn[:2] == [(5, [21, 22, 23]), (5, [24, 25, 26])]
@@ -52,7 +57,7 @@ def test_steps_train_on_the_scenes_of_the_seed_one_after_the_other(drawn: list[t
 
 
 def test_held_out_scenes_are_320_that_no_seed_trains_on(drawn: list[tuple[int, list[int]]]) -> None:
-    assert discovery_eval.measure(ObjectDiscovery(MODEL), config())["scenes"] == 320
+    assert Discovery(config()).measure(ObjectDiscovery(MODEL))["scenes"] == 320
     assert {seed for seed, _ in drawn} == {0}
     assert [scene for _, scenes in drawn for scene in scenes] == list(range(2**40, 2**40 + 320))
 
@@ -65,9 +70,9 @@ def test_every_batch_of_an_evaluation_has_noise_of_its_own(monkeypatch: pytest.M
         drawn.append(key)
         return seed_of(*key)
 
-    monkeypatch.setattr(discovery_eval, "seed_of", recorded)
-    monkeypatch.setattr(discovery_eval, "EVAL_SCENES", 70)
-    discovery_eval.measure(ObjectDiscovery(MODEL), config(seed=5))
+    monkeypatch.setattr(run_data, "seed_of", recorded)
+    monkeypatch.setattr(discovery, "EVAL_SCENES", 70)
+    Discovery(config(seed=5)).measure(ObjectDiscovery(MODEL))
     assert drawn == [(0, 3, 0), (0, 3, 1), (0, 3, 2)]
 
 
@@ -75,8 +80,8 @@ def test_the_picture_shows_the_first_held_out_scenes(
     drawn: list[tuple[int, list[int]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shown: list[NDArray[np.float32]] = []
-    monkeypatch.setattr(discovery_eval, "draw_slots", lambda file, *, images, **_: shown.append(images))
-    discovery_eval.draw(ObjectDiscovery(MODEL), config(), tmp_path / "slots.png")
+    monkeypatch.setattr(discovery, "draw_slots", lambda file, *, images, **_: shown.append(images))
+    Discovery(config()).draw(ObjectDiscovery(MODEL), tmp_path / "slots.png")
     assert drawn == [(0, list(range(2**40, 2**40 + 7)))]
     expected = sample_tetrominoes(0, drawn[0][1])["images"]
     torch.testing.assert_close(torch.from_numpy(shown[0]), torch.from_numpy(expected) / 127.5 - 1)
@@ -85,28 +90,28 @@ def test_the_picture_shows_the_first_held_out_scenes(
 def test_a_prepared_folder_is_measured_on_the_scenes_that_it_has(tmp_path: Path) -> None:
     folder = generate("tetrominoes", tmp_path / "data", train=4, held_out=35)
     model = ObjectDiscovery(MODEL)
-    result = discovery_eval.measure(model, config(data=str(folder.path)))
+    result = Discovery(config(data=str(folder.path))).measure(model)
     assert result["scenes"] == 35
     # They are the first of those that the generated data set is measured on.
-    first = discovery_eval.measure(model, config())
+    first = Discovery(config()).measure(model)
     assert result["mse"] == pytest.approx(first["mse"], rel=0.1)
-    discovery_eval.draw(ObjectDiscovery(MODEL), config(data=str(folder.path)), tmp_path / "slots.png")
+    Discovery(config(data=str(folder.path))).draw(ObjectDiscovery(MODEL), tmp_path / "slots.png")
 
 
 def test_images_reach_the_model_in_minus_one_to_one() -> None:
     images = torch.tensor([[[[0, 51, 255]], [[255, 255, 255]]]], dtype=torch.uint8)  # [1, 2, 1, 3]
-    values = discovery_eval.to_model(images)
+    values = to_model(images)
     torch.testing.assert_close(values[0, :, 0, 0], torch.tensor([-1, -0.6, 1]))
     assert values.is_contiguous(memory_format=torch.channels_last)
-    grey = discovery_eval.to_model(images, greyscale=True)
+    grey = to_model(images, greyscale=True)
     torch.testing.assert_close(grey[0, :, :, 0], torch.tensor([[-0.2, 1]]))
 
 
 def test_one_channel_is_trained_on_and_drawn(tmp_path: Path) -> None:
     grey = replace(MODEL, image_channels=1)
     of = config(greyscale=True)
-    assert discovery_eval.measure(ObjectDiscovery(grey), of)["mse"] > 0
-    discovery_eval.draw(ObjectDiscovery(grey), of, tmp_path / "slots.png")
+    assert Discovery(of).measure(ObjectDiscovery(grey))["mse"] > 0
+    Discovery(of).draw(ObjectDiscovery(grey), tmp_path / "slots.png")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +131,7 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_written(
     others: dict[str, object], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=message):
-        discovery.create(config(**others), tmp_path / "run")
+        create(config(**others), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -134,13 +139,13 @@ def test_a_run_is_held_to_the_data_that_it_began_with(tmp_path: Path) -> None:
     folder, again = tmp_path / "data", tmp_path / "again"
     generate("tetrominoes", folder, train=4, held_out=2)
     of = config(data=str(folder), steps=1, batch_size=2, device="cpu")
-    discovery.create(of, tmp_path / "run")
+    create(of, tmp_path / "run")
     shutil.rmtree(folder)
     generate("tetrominoes", folder, train=4, held_out=3)
     for use in (
-        lambda run: discovery.train(run, discovery.configuration(run)),
-        lambda run: discovery_eval.evaluate(run, discovery_eval.DEFAULT),
-        lambda run: discovery_eval.show(run, discovery_eval.DEFAULT),
+        lambda run: train(run, configuration(run)),
+        lambda run: evaluate(run, DEFAULT),
+        lambda run: show(run, DEFAULT),
     ):
         with pytest.raises(RunError, match="not the data that the run began with; put that back, or say by --data"):
             use(tmp_path / "run")
@@ -148,13 +153,13 @@ def test_a_run_is_held_to_the_data_that_it_began_with(tmp_path: Path) -> None:
     shutil.rmtree(folder)
     generate("tetrominoes", again, train=4, held_out=2)
     again.rename(folder)
-    assert discovery.train(tmp_path / "run", discovery.configuration(tmp_path / "run"))["scenes"] == 2
-    discovery_eval.evaluate(tmp_path / "run", discovery_eval.DEFAULT)
+    assert train(tmp_path / "run", configuration(tmp_path / "run"))["scenes"] == 2
+    evaluate(tmp_path / "run", DEFAULT)
 
 
 def test_a_data_set_that_needs_greyscale_says_so(tmp_path: Path) -> None:
-    of = replace(PRESETS["multi-dsprites"], data="multi-dsprites-binarized")
+    of = replace(PRESETS["discovery"]["multi-dsprites"], data="multi-dsprites-binarized")
     with pytest.raises(RunError, match=r"choose --preset multi-dsprites-binarized$"):
-        discovery.create(of, tmp_path / "run")
+        create(of, tmp_path / "run")
     grey = replace(of, greyscale=True, model={**of.model, "image_channels": 1}, device="cpu")
-    discovery.create(grey, tmp_path / "run")
+    create(grey, tmp_path / "run")

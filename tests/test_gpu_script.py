@@ -80,6 +80,33 @@ def test_outcomes_of_a_test_report() -> None:
     assert UNFINISHED in gpu_prove.outcomes(ET.fromstring("<testsuites/>"))
 
 
+def test_a_test_that_ends_its_process_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conftest.py").write_text(Path("tests/conftest.py").read_text())
+    path = tmp_path / "test_some.py"
+    path.write_text(
+        "import pytest\n"
+        "def test_good(): pass\n"
+        "@pytest.mark.slow\ndef test_slow(): raise ValueError\n"
+        "@pytest.mark.parametrize('i', range(3))\ndef test_bad(i): raise RuntimeError('CUDA error: on purpose')\n"
+        "def test_last(): pass\n"
+    )
+    monkeypatch.setattr(gpu_prove, "PARALLEL", ("-n", "2", *gpu_prove.PARALLEL[2:]))
+    found = gpu_prove.run_tests(str(path), False, 60)
+    assert found["passed"] == 2
+    assert found["failed"].keys() == {f"test_bad[{i}]" for i in range(3)}
+    assert all("crashed" in why for why in found["failed"].values())
+    assert "on purpose" in found["stderr"]
+
+
+def test_what_pytest_did_not_come_to_the_end_of_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_prove, "PARALLEL", ())
+    path = tmp_path / "test_some.py"
+    path.write_text("import time\ndef test_endless(): time.sleep(60)\n")
+    assert "test_endless" in gpu_prove.run_tests(str(path), False, 3)[UNFINISHED]
+    path.write_text("import nothing_of_this_name\n")
+    assert "nothing_of_this_name" in gpu_prove.run_tests(str(path), False, 60)[UNFINISHED]
+
+
 def test_sanitizer_output_is_kept_where_it_finds_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program in its place, which reports as it does."""
     program = tmp_path / "compute-sanitizer"
@@ -183,11 +210,12 @@ def test_only_a_gain_beyond_noise_is_proposed() -> None:
 def test_every_kernel_is_launched_once_or_more() -> None:
     shape = gpu_once.SHAPE._replace(N=40)
     launched = gpu_once.launches(shape, "cpu") + gpu_once.launches_on_chip(shape, "cpu")
-    assert set(launched + gpu_once.mixture_launches(torch.bfloat16, "cpu")) == set(WRITTEN)
+    launched += gpu_once.mixture_launches(torch.bfloat16, "cpu") + gpu_once.matching_launches(torch.bfloat16, "cpu")
+    assert set(launched) == set(WRITTEN)
 
 
 def test_contenders_agree_at_toy_size() -> None:
-    found = gpu_time.compare((2, 20, 3), "bfloat16", "forward+backward", True, 60)
+    found = gpu_time.compare((2, 20, 3), "bfloat16", "forward+backward", False, True, 60)
     assert {"reference", "compiled", "ours"} <= {row["contender"] for row in found["rows"]}
     assert [row.get(NOT_MEASURED) for row in found["rows"]] == [None] * len(found["rows"])
     assert not any("ms" in row for row in found["rows"])
@@ -234,7 +262,7 @@ def test_measured_times_come_into_the_rows(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(gpu_time, "milliseconds", milliseconds)
     monkeypatch.setattr(gpu_time, "peak_bytes", lambda call: 5)
-    found = gpu_time.compare((2, 20, 3), "float32", "forward", True, 60)
+    found = gpu_time.compare((2, 20, 3), "float32", "forward", False, True, 60)
     rows = {row["contender"]: row for row in found["rows"]}
     assert rows["ours"]["ms"][1] == 2
     assert rows["reference"]["times_ours"] == 4
@@ -253,7 +281,7 @@ def test_a_contender_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch)
         return module
 
     monkeypatch.setattr(gpu_time, "own", wrong)
-    found = gpu_time.compare((2, 20, 3), "float32", "forward", True, 60)
+    found = gpu_time.compare((2, 20, 3), "float32", "forward", False, True, 60)
     (row,) = (row for row in found["rows"] if row["contender"] == "ours")
     assert "is allowed" in row[NOT_MEASURED]
     assert not gpu_time.passed({"part": {"found": found, "conditions": HERE}})

@@ -8,13 +8,17 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_measure, gpu_steps, gpu_steps_table
+from benchmarks.discovery import DiscoveryStep
 from benchmarks.gpu_record import NOT_MEASURED, UNFINISHED, Found
 from benchmarks.gpu_steps import GraphedStep
 from benchmarks.gpu_steps_table import GRAPH, TARGETS
+from benchmarks.property import PropertyStep
+from benchmarks.training_step import Step
 from slotattn_fast.models.convolution import SameConvTranspose2d
-from slotattn_fast.models.discovery import ObjectDiscovery
-from slotattn_fast.train.discovery_eval import to_model
+from slotattn_fast.train.config import PRESETS
+from slotattn_fast.train.tasks import task_of
 
+TOYS = [(DiscoveryStep, "tetrominoes"), (PropertyStep, "quick")]
 HERE = {"gpu": "none", "commit": "a"}
 
 
@@ -25,13 +29,14 @@ def measured(**ms: float) -> Found:
     ]
     rows.append({"contender": "ours, bf16, compiled", NOT_MEASURED: "InductorError: a | b"})
     part = {"part": "encoder", "direction": "forward", "ms": 1.5}
-    return {"rows": rows, "batch": 64, "parts": {"plain": [part], "ours, bf16": [{**part, "ms": 0.5}]}}
+    by_part = {"plain": [part], "ours, bf16": [{**part, "ms": 0.5}]}
+    return {"rows": rows, "batch": 64, "steps": 500_000, "parts": by_part}
 
 
-def reached(found: Found) -> dict[str, list[str]]:
-    text = gpu_steps.report({"clevr6": {"found": found, "conditions": HERE}})
+def reached(found: Found, part: str = "clevr6") -> dict[str, list[str]]:
+    text = gpu_steps.report({part: {"found": found, "conditions": HERE}})
     lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()[2 : 2 + len(TARGETS)]]
-    return {cells[2]: cells[3:6] for cells in lines}
+    return {cells[2]: cells[3:6] for cells in lines if cells[1] == part}
 
 
 def test_targets_beside_what_was_reached() -> None:
@@ -51,6 +56,15 @@ def test_targets_beside_what_was_reached() -> None:
         ["0.5", "met"],
     ]
     assert all(cells[1] == NOT_MEASURED for cells in reached(measured(plain=180.0)).values())
+    found = {**measured(**{"plain": 96.0, GRAPH: 12.0}), "steps": 150_000}
+    assert list(reached(found, "clevr10 properties").values()) == [
+        ["at least 4", "8", "met"],
+        ["at most 1", "0.5", "met"],
+    ]
+
+
+def test_the_most_important_parts_come_first() -> None:
+    assert list(gpu_steps.parts(toy=False))[:2] == [gpu_steps_table.CLEVR6, gpu_steps_table.SETS]
 
 
 def test_tables_show_every_row_and_why_there_is_no_time() -> None:
@@ -68,23 +82,35 @@ def test_tables_show_every_row_and_why_there_is_no_time() -> None:
 def test_toy_stage(tmp_path: Path) -> None:
     assert gpu.run("steps", tmp_path, toy=True)
     record = json.loads((tmp_path / "toy-gpu-steps.json").read_text())
-    found = record["tetrominoes"]["found"]
-    names = [row["contender"] for row in found["rows"]]
-    assert names[:2] == ["plain", "plain, bf16"]
-    assert {GRAPH, "ours", "ours, bf16", "ours, bf16, compiled", "plain, bf16, compiled"} == set(names[2:])
-    assert list(found["parts"]) == ["plain", "ours, bf16"]
-    rows = found["rows"] + record[gpu_steps_table.CONVOLUTIONS]["found"]["rows"]
+    compiled = {"ours, bf16, compiled", "plain, bf16, compiled"}
+    for part, further in (("tetrominoes", compiled), ("quick properties", set())):
+        found = record[part]["found"]
+        names = [row["contender"] for row in found["rows"]]
+        assert names[:2] == ["plain", "plain, bf16"]
+        assert {GRAPH, "ours", "ours, bf16"} | further == set(names[2:])
+        assert list(found["parts"]) == ["plain", "ours, bf16"]
+    rows = [row for part in record.values() for row in part["found"]["rows"]]
     assert all("error" in row and "ms" not in row and NOT_MEASURED not in row for row in rows)
     assert "nothing here is a measurement" in (tmp_path / "toy-gpu-steps.md").read_text()
 
 
-def test_the_gradients_of_a_graphs_step_are_those_of_its_batch() -> None:
-    step = GraphedStep("tetrominoes", 1)
-    model = ObjectDiscovery(step.model.config).to(memory_format=torch.channels_last)
+def test_one_part_alone(tmp_path: Path) -> None:
+    assert gpu.run("steps", tmp_path, toy=True, only=gpu_steps_table.CONVOLUTIONS)
+    record = json.loads((tmp_path / "toy-gpu-steps.json").read_text())
+    assert list(record) == [gpu_steps_table.CONVOLUTIONS]
+    with pytest.raises(SystemExit, match="--only: got 'clevr', expected one of 'tetrominoes', 'quick properties', "):
+        gpu.run("steps", tmp_path, toy=True, only="clevr")
+
+
+@pytest.mark.parametrize(("kind", "preset"), TOYS)
+def test_the_gradients_of_a_graphs_step_are_those_of_the_trainings_loss(kind: type[Step], preset: str) -> None:
+    step = GraphedStep(kind, preset, 2)
+    task = task_of(PRESETS[kind.task][preset])
+    model = task.model().to(memory_format=torch.channels_last)
     model.load_state_dict(step.model.state_dict())
     assert step.batch["images"].dtype == torch.uint8
     with torch.autocast("cpu", torch.bfloat16):
-        expected = model.loss(to_model(step.batch["images"]), step.batch["noise"].bfloat16())
+        expected = task.loss(model, {**step.batch, "noise": step.batch["noise"].bfloat16()})
     expected.backward()
     loss, gradients = step.gradients()
     torch.testing.assert_close(loss, expected.detach())
@@ -93,10 +119,11 @@ def test_the_gradients_of_a_graphs_step_are_those_of_its_batch() -> None:
     assert any((p != q).any() for p, q in zip(model.parameters(), step.model.parameters(), strict=True))
 
 
-def test_a_contender_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = ObjectDiscovery.loss
-    monkeypatch.setattr(ObjectDiscovery, "loss", lambda self, *given: right(self, *given) * 1.1)
-    found = gpu_steps.compare("tetrominoes", True, 60)
+@pytest.mark.parametrize(("kind", "preset"), TOYS)
+def test_a_contender_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch, kind: type[Step], preset: str) -> None:
+    right = kind.fast_class.loss
+    monkeypatch.setattr(kind.fast_class, "loss", lambda self, *given: right(self, *given) * 1.1)
+    found = gpu_steps.compare(kind, preset, True, 60)
     for row in found["rows"]:
         assert (NOT_MEASURED in row) == row["contender"].startswith("ours"), row
     assert list(found["parts"]) == ["plain"]
@@ -116,7 +143,8 @@ def test_measured_times_come_into_the_rows(monkeypatch: pytest.MonkeyPatch) -> N
         return {name: [8.0, 16.0, 24.0] if name == "plain" else [1.0, 2.0, 3.0] for name in calls}
 
     monkeypatch.setattr(gpu_steps, "milliseconds", milliseconds)
-    found = gpu_steps.compare("tetrominoes", True, 60)
+    found = gpu_steps.compare(PropertyStep, "quick", True, 60)
+    assert (found["batch"], found["steps"]) == (1, 2000)
     rows = {row["contender"]: row for row in found["rows"]}
     assert rows[GRAPH]["ms"][1] == 2
     assert rows[GRAPH]["faster"] == 8

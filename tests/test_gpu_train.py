@@ -14,16 +14,18 @@ import torch
 
 from benchmarks import gpu, gpu_train
 from slotattn_fast.train import checkpoint
+from slotattn_fast.train import property as property_task
 from slotattn_fast.train.config import PRESETS
 from slotattn_fast.train.discovery import Discovery
 from slotattn_fast.train.errors import RunError
+from slotattn_fast.train.property import PropertyTask
 
 STEPS = 12
 
 
-def train(out: Path, start: Path | None = None, **changed: float) -> bool:
+def train(out: Path, start: Path | None = None, preset: str = "tetrominoes", **changed: float) -> bool:
     given = {"seed": 3, "steps": STEPS, "minutes": 5.0, **changed}
-    return gpu.train("tetrominoes", **given, out=out, start=start, toy=True)
+    return gpu.train(preset, **given, out=out, start=start, toy=True)
 
 
 def content(archive: Path) -> dict[str, bytes]:
@@ -34,16 +36,17 @@ def content(archive: Path) -> dict[str, bytes]:
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """SIGTERM comes in that step, as it does when the minutes are over."""
-    batches = Discovery.batches
+    whole = {kind: kind.batches for kind in (Discovery, PropertyTask)}
 
     def at(number: int) -> None:
-        def until(self: Discovery, start: int, *rest: object) -> object:
-            for step, batch in enumerate(batches(self, start, *rest), start):
+        def until(self: Discovery | PropertyTask, start: int, *rest: object) -> object:
+            for step, batch in enumerate(whole[type(self)](self, start, *rest), start):
                 if step == number:
                     os.kill(os.getpid(), signal.SIGTERM)
                 yield batch
 
-        monkeypatch.setattr(Discovery, "batches", until)
+        for kind in whole:
+            monkeypatch.setattr(kind, "batches", until)
 
     return at
 
@@ -81,6 +84,25 @@ def test_pieces_end_with_the_weights_of_a_run_that_was_not_cut(
     assert all(piece["images_per_second"] > 0 and piece["gpu"].startswith("none") for piece in pieces)
     assert train(tmp_path / "nothing", path)
     assert not (tmp_path / "nothing").exists()
+
+
+def test_property_prediction_is_trained_in_pieces_too(
+    tmp_path: Path, cut: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(property_task, "GENERATED_SCENES", 4)
+    archive = tmp_path / "train-clevr10-3.tar"
+    cut(1)
+    assert not train(tmp_path, preset="clevr10", steps=3)
+    assert json.loads(content(archive)["config.json"])["task"] == "property"
+    cut(-1)
+    assert train(tmp_path, archive, "clevr10", steps=3)
+    found = content(archive)
+    assert {"model.safetensors", "slots.png", "images/step-00000003.png"} < found.keys()
+    assert "ap" in json.loads(found["eval.json"])
+    assert [(piece["from_step"], piece["to_step"]) for piece in json.loads(found["conditions.json"])] == [
+        (0, 2),
+        (2, 3),
+    ]
 
 
 def test_a_run_ends_when_the_minutes_are_over(tmp_path: Path) -> None:
@@ -136,7 +158,8 @@ def test_too_large_an_archive_is_told(
 
 @pytest.mark.parametrize("preset", gpu.PRESETS)
 def test_all_that_decides_the_result_is_the_papers(preset: str) -> None:
-    config, paper = gpu_train.configuration(preset, 7, None, toy=False), PRESETS[preset]
+    task = "property" if preset == "clevr10" else "discovery"
+    config, paper = gpu_train.configuration(preset, 7, None, toy=False), PRESETS[task][preset]
     changed = {name for name, value in vars(config).items() if value != vars(paper)[name]}
     assert changed == {"seed", "precision", "device", "cuda_graph", "image_every"}
-    assert (config.steps, config.batch_size) == (500_000, 64)
+    assert (config.steps, config.batch_size) == ((150_000, 512) if task == "property" else (500_000, 64))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from compare import DEVICE, Results, largest, normal, rms
 from slotattn_fast.kernels.arguments import Settings, Weights
+from slotattn_fast.kernels.device import precision
 from slotattn_fast.kernels.launch import update_config, update_serves
 from torch import Tensor
 
@@ -181,8 +182,8 @@ def by_pytorch(x: Given, case: Case) -> Results:
     return found | {f"d_{name}": grad for name, grad in grads.total()._asdict().items() if grad is not None}
 
 
-def by_kernels(x: Given, case: Case) -> Results:
-    """With the kernels, into memory filled with NaN."""
+def by_kernels(x: Given, case: Case, dtype: torch.dtype = torch.float32) -> Results:
+    """With the kernels, into memory filled with NaN; `dtype` is that of the call."""
     s, w, (B, K, D) = settings(case), x.weights, x.slots.shape
 
     def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -195,19 +196,32 @@ def by_kernels(x: Given, case: Case) -> Results:
     for row in rows:
         if row is not None:
             row.fill_(torch.nan)
-    slot_ops.first_query(slots, w, s, queries[0])
-    slot_ops.update(x.partials[0], slots, x.slot_mask, w, s, sums[0], states[0], queries[1])
-    slot_ops.update(x.partials[1], states[0], x.slot_mask, w, s, sums[1], states[1], None)
+    slot_ops.first_query(slots, w, s, queries[0], dtype)
+    slot_ops.update(x.partials[0], slots, x.slot_mask, w, s, sums[0], states[0], queries[1], dtype)
+    slot_ops.update(x.partials[1], states[0], x.slot_mask, w, s, sums[1], states[1], None, dtype)
     carry, d_slots = poisoned(2, B, K, D), poisoned(B, K, D, dtype=case.slots_dtype)
     d_states = [case.layout(d) for d in x.d_states]
     slot_ops.update_backward(
-        None, d_states[1], None, states[1], states[0], sums[1], x.slot_mask, w, s, 1, carry[1], d_sums[1], rows
+        None,
+        d_states[1],
+        None,
+        states[1],
+        states[0],
+        sums[1],
+        x.slot_mask,
+        w,
+        s,
+        1,
+        carry[1],
+        d_sums[1],
+        rows,
+        dtype,
     )
     slot_ops.update_backward(
         x.d_query_partials[1], d_states[0], carry[1], states[0], slots, sums[0], x.slot_mask, w, s, 0, carry[0],
-        d_sums[0], rows,
+        d_sums[0], rows, dtype,
     )  # fmt: skip
-    slot_ops.first_query_backward(x.d_query_partials[0], carry[0], slots, w, s, d_slots, rows)
+    slot_ops.first_query_backward(x.d_query_partials[0], carry[0], slots, w, s, d_slots, rows, dtype)
     found = {"d_slots": d_slots}
     for t in range(2):
         found |= {f"query {t}": queries[t], f"slots {t}": states[t], f"sums {t}": sums[t], f"d_sums {t}": d_sums[t]}
@@ -220,7 +234,10 @@ def test_error_is_at_most_twice_that_of_pytorch(case: Case) -> None:
     """In float32 against float64, in the maximum and the root mean square."""
     x = given(case)
     single = x.to(torch.float32)
-    exact, plain, found = by_pytorch(x, case), by_pytorch(single, case), by_kernels(single, case)
+    assert_error_at_most_twice(by_kernels(single, case), by_pytorch(single, case), by_pytorch(x, case))
+
+
+def assert_error_at_most_twice(found: Results, plain: Results, exact: Results) -> None:
     assert found.keys() == exact.keys()
     wrong = {}
     for name, want in exact.items():
@@ -233,6 +250,28 @@ def test_error_is_at_most_twice_that_of_pytorch(case: Case) -> None:
             if not error <= 2 * allowed + floor * measure(want):
                 wrong[name, measure.__name__] = f"{error:.2g}, PyTorch {allowed:.2g}, of {measure(want):.2g}"
     assert not wrong, wrong
+
+
+@pytest.mark.parametrize("name", ["plain", "wide", "heads-2", "no-gru", "slots-width-1", "hidden-1"])
+def test_bfloat16_allows_tf32(name: str) -> None:
+    """Products of 64 terms at once; the interpreter does not round to TF32, so that it is held to float32's error."""
+    case = next(case for case in CASES if case.id == name)
+    x = given(case).to(torch.bfloat16)
+    plain = by_pytorch(x if DEVICE == "cuda" else x.to(torch.float32), case)
+    found = by_kernels(x.to(torch.float32), case, torch.bfloat16)
+    assert_error_at_most_twice(found, plain, by_pytorch(x.to(torch.float64), case))
+
+
+@pytest.mark.parametrize("name", ["plain", "wide", "heads-2"])
+def test_without_tensor_cores(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on AMD's devices, of which the interpreter takes the products' parts alone."""
+    case = next(case for case in CASES if case.id == name)
+    x = given(case)
+    table = slot_ops.update_config
+    other = {"precision": "ieee", "block_chunk": 16, "fetch": False}
+    monkeypatch.setattr(slot_ops, "update_config", lambda *sizes, **options: table(*sizes, **options)._replace(**other))
+    single = x.to(torch.float32)
+    assert_error_at_most_twice(by_kernels(single, case), by_pytorch(single, case), by_pytorch(x, case))
 
 
 def test_two_calls_agree_to_the_bit() -> None:
@@ -290,3 +329,20 @@ def test_blocks_hold_the_widths() -> None:
     c = update_config(48, 96, 37, splits=5)
     assert (c.block_slots, c.block_inputs, c.block_hidden, c.unroll) == (64, 128, 64, 8)
     assert update_config(1, 1).block_slots == 16
+
+
+def test_precision_follows_the_dtype_and_the_device() -> None:
+    half, single, double_wave = (update_config(64, 64, precision=precision(dtype), **device) for dtype, device in (
+        (torch.bfloat16, {}), (torch.float32, {}), (torch.bfloat16, {"warp_size": 64}),
+    ))  # fmt: skip
+    assert (half.precision, half.block_chunk, half.num_warps) == ("tf32", 64, 8)
+    assert (single.precision, single.block_chunk) == ("tf32x3", 32)
+    assert (double_wave.precision, double_wave.block_chunk, double_wave.num_warps) == ("ieee", 16, 4)
+    assert double_wave.fetch is False  # the instruction is PTX
+    assert precision(torch.float16) == "tf32x3"  # has as many bits as TF32
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        assert precision(torch.float32) == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before

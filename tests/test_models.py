@@ -6,6 +6,7 @@ import pytest
 import torch
 from compare import assert_same, normal, perturb
 from slotattn_fast.reference import AutoEncoder, auto_encoder
+from slotattn_fast.reference import encoder as plain_encoder
 from tiny import TINY
 from torch import nn
 
@@ -65,7 +66,7 @@ def test_a_strided_convolution_pads_one_before_and_two_after():
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize(
     ("layers", "shape"),
-    [(convolution, (8, 8)), (convolution, (7, 10)), (auto_encoder, (8, 8)), (auto_encoder, (7, 7))],
+    [(convolution, (8, 8)), (convolution, (7, 10)), (plain_encoder, (8, 8)), (plain_encoder, (7, 7))],
 )
 def test_convolution_against_loops(layers, stride, shape):
     layer = layers.SameConv2d(1, 1, 5, stride).double()
@@ -218,7 +219,9 @@ def test_positions_reach_the_slots():
 
 
 @pytest.mark.parametrize(
-    "config", [DiscoveryConfig(), DiscoveryConfig(**PRESETS["clevr6"].model)], ids=["tetrominoes", "clevr6"]
+    "config",
+    [DiscoveryConfig(), DiscoveryConfig(**PRESETS["discovery"]["clevr6"].model)],
+    ids=["tetrominoes", "clevr6"],
 )
 def test_the_papers_sizes_take_a_training_step(config):
     torch.manual_seed(0)
@@ -238,7 +241,7 @@ def test_the_papers_sizes():
     # Weights and biases of Tables 3 to 6 and Algorithm 1, summed by hand.
     for config, encoder, attention, decoder in (
         (DiscoveryConfig(), 81_664, 50_176, 103_972),
-        (DiscoveryConfig(**PRESETS["clevr6"].model), 321_024, 54_336, 514_948),
+        (DiscoveryConfig(**PRESETS["discovery"]["clevr6"].model), 321_024, 54_336, 514_948),
     ):
         model = ObjectDiscovery(config)
         parts = (model.encoder, model.slot_attention, model.decoder)

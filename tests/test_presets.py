@@ -10,10 +10,10 @@ import torch
 
 from slotattn_fast import cli
 from slotattn_fast.models.discovery_config import DiscoveryConfig
-from slotattn_fast.train import discovery_eval
+from slotattn_fast.train import discovery
 from slotattn_fast.train.config import PRESETS
 
-PAPER = [name for name in PRESETS if name != "quick"]
+PAPER = [name for name in PRESETS["discovery"] if name != "quick"]
 # Data, K, image size, channels, most objects: sections 4.1 and E.3, Tables 3 to 6.
 FIGURES = {
     "tetrominoes": ("tetrominoes", 4, 35, 3, None),
@@ -26,7 +26,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", PAPER)
 def test_figures(name: str) -> None:
-    preset = PRESETS[name]
+    preset = PRESETS["discovery"][name]
     model = DiscoveryConfig(**preset.model)
     found = (preset.data, model.num_slots, model.image_size, model.image_channels, preset.max_objects)
     assert found == FIGURES[name]
@@ -42,7 +42,7 @@ def test_figures(name: str) -> None:
 def test_a_step_of_the_papers_configuration(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the generator to eval.json and the pictures; two images, and two that are evaluated."""
     for few in ("EVAL_SCENES", "DRAWN_SCENES", "DRAWN_SCENES_BY_ITERATION"):
-        monkeypatch.setattr(discovery_eval, few, 2)
+        monkeypatch.setattr(discovery, few, 2)
     size = ["--steps", "2", "--batch-size", "2", "--checkpoint-every", "1", "--log-every", "1"]
     size += ["--out", str(tmp_path), "--name", "run"]
     assert cli.main(["train", "discovery", "--preset", name, "--device", "cpu", *size]) == 0

@@ -8,7 +8,8 @@ import pytest
 from slotattn_fast.pretrained import PRETRAINED, pretrained
 from slotattn_fast.train import run_folder
 from slotattn_fast.train.config import PRESETS
-from slotattn_fast.train.discovery_eval import DEFAULT, evaluate
+from slotattn_fast.train.evaluation import evaluate
+from slotattn_fast.train.setting import DEFAULT
 
 FILES = {"config.json", "env.json", "eval.json", "metrics.csv", "model.safetensors"}
 
@@ -30,7 +31,7 @@ def test_a_model_is_as_good_as_its_evaluation_says(name: str) -> None:
     assert found["train_loss"] == said["train_loss"]
     assert found["fg_ari"] > 0.9
     config = run_folder.read_config(run)
-    assert config.model.items() >= PRESETS[config.preset].model.items()
+    assert config.model.items() >= PRESETS["discovery"][config.preset].model.items()
     assert _contents(run) == before
 
 

@@ -32,7 +32,7 @@ from slotattn_fast.train.signals import StopSignal
 PROCESSES = 2
 MODEL = DiscoveryConfig(encoder_channels=4, encoder_strides=(2, 2), slot_dim=8, hidden_dim=8, decoder_channels=4)
 CONFIG = replace(
-    PRESETS["tetrominoes"],
+    PRESETS["discovery"]["tetrominoes"],
     steps=4,
     batch_size=6,
     lr=0.01,

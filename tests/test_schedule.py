@@ -7,7 +7,7 @@ import pytest
 from slotattn_fast.train.config import PRESETS
 from slotattn_fast.train.schedule import learning_rate
 
-PAPER = PRESETS["tetrominoes"]
+PAPER = PRESETS["discovery"]["tetrominoes"]
 COSINE = replace(PAPER, lr=1e-3, warmup_steps=0, decay="cosine", decay_steps=None, steps=900)
 
 

@@ -32,7 +32,7 @@ from slotattn_fast.train.schedule import learning_rate
 from slotattn_fast.train.signals import StopSignal
 
 CONFIG = replace(
-    PRESETS["quick"],
+    PRESETS["discovery"]["quick"],
     steps=12,
     batch_size=3,
     lr=0.05,
@@ -400,6 +400,6 @@ def test_unknown_or_missing_fields_of_a_saved_configuration() -> None:
 
 
 def test_paper_preset() -> None:
-    paper = PRESETS["tetrominoes"]
+    paper = PRESETS["discovery"]["tetrominoes"]
     assert (paper.steps, paper.batch_size, paper.lr) == (500_000, 64, 4e-4)
     assert (paper.warmup_steps, paper.decay_steps) == (10_000, 100_000)

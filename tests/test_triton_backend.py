@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, HARD_INPUTS, Case, arguments, assert_errors_like_the_references, pair, some
-from compare import DEVICE, assert_error_at_most_twice, assert_same, largest, normal, perturb, results
+from compare import DEVICE, assert_error_at_most_twice, largest, normal, perturb, results
 from slotattn_fast.kernels import ops, slot_ops
 from slotattn_fast.kernels.arguments import Settings
 from slotattn_fast.kernels.device import hopper
@@ -23,7 +23,7 @@ from slotattn_fast.kernels.launch import (
 )
 from torch import Tensor
 
-from slotattn_fast import SlotAttention, torch_backend, triton_backend
+from slotattn_fast import SlotAttention, reference, torch_backend, triton_backend
 from slotattn_fast.functional import NOT_ITERATED
 from slotattn_fast.slot_update import fold
 
@@ -103,14 +103,30 @@ def converted(case: Case, dtype: torch.dtype) -> dict[str, Any]:
     return {name: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in given.items()}
 
 
+def smooth(case: Case) -> tuple[SlotAttention, reference.SlotAttention]:
+    """Both modules in float64 with the same weights, none of them 0 or 1, and none large.
+
+    Larger ones magnify rounding hundreds of times, and mostly along one direction, so that of two errors of a kind one
+    is often more than twice the other.
+    """
+    actual, expected = pair(case, "triton")
+    torch.manual_seed(0)
+    weights = perturb(
+        reference.SlotAttention(case.num_slots, case.dim, **case.options).double(), size=0.05
+    ).state_dict()
+    for module in (actual, expected):
+        module.load_state_dict(weights)
+    return actual, expected
+
+
 @pytest.mark.parametrize("case", SERVED, ids=lambda case: case.id)
 def test_equals_the_reference(case: Case, launched: list[str], many_blocks: None) -> None:
     case = replace(case, slots_given=True)  # draws differ between float32 and float64
-    actual, expected = pair(case, "triton")
+    actual, expected = smooth(case)
     exact = results(expected, **arguments(case))
     found = results(actual.float(), **converted(case, torch.float32))
     plain = results(expected.float(), **converted(case, torch.float32))
-    assert_error_at_most_twice(found, plain, exact, floor=5e-6)  # of a single draw, in which any is lucky or not
+    assert_error_at_most_twice(found, plain, exact)
     iters = case.call.get("iters", 3)
     T = iters if case.batch else 0
     input_dim, heads = case.options.get("input_dim", case.dim), case.options.get("heads", 1)
@@ -146,9 +162,10 @@ def test_groups_of_images(
     8 slots, as NumPy's product of a row depends on where the row stands among the 16 of a program.
     """
     case = replace(case, num_slots=8, slots_given=True)
-    module = perturb(pair(case, "triton")[0].float())
+    module, expected = smooth(case)
+    exact = results(expected, **arguments(case))
     given = converted(case, torch.float32)
-    together = results(module, **given)
+    together = results(module.float(), **given)
     counted = Counter(launched)
     launched.clear()
     configured(CallConfig(group=2, on_chip=False))
@@ -163,7 +180,7 @@ def test_groups_of_images(
     ):  # else PyTorch's products, whose bits depend on the number of rows
         for name in names:
             assert torch.equal(in_groups[name], together[name]), name
-    assert_same(in_groups, together, 1e-6)
+    assert_error_at_most_twice(in_groups, together, exact)
 
 
 HELD = (
@@ -190,7 +207,7 @@ HELD += (
 HELD += ("feature-map", "every-other-input", "attention-all")
 ON_CHIP = [
     *(replace(case, dim=40) for case in SERVED if case.id in HELD),
-    Case("inputs-100-wide", {"input_dim": 100}, dim=48),
+    Case("inputs-60-wide", {"input_dim": 60}, dim=48),
     Case("slots-16-inputs-129", {"input_dim": 64}, num_slots=16, num_inputs=129),
     Case("inputs-128", num_inputs=128, dim=40),
 ]
@@ -201,7 +218,7 @@ ON_CHIP = [
 def test_on_chip(case: Case, configured: Callable[[CallConfig], None], launched: list[str]) -> None:
     """All iterations in one launch: the error is at most twice that of a launch for each pass, in float16."""
     case = replace(case, slots_given=True)
-    actual, expected = (module.half() for module in pair(case, "triton"))
+    actual, expected = (module.half() for module in smooth(case))
     given = converted(case, torch.float16)
     doubled = {n: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for n, x in given.items()}
     exact = results(expected.double(), **doubled)
@@ -222,6 +239,7 @@ def test_on_chip(case: Case, configured: Callable[[CallConfig], None], launched:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_what_is_kept_on_the_chip_is_what_the_passes_keep(dtype: torch.dtype, launched: list[str]) -> None:
     """Slots, sums, queries and statistics themselves, at an offset of 10: the sums for the reason given below."""
+    torch.manual_seed(0)
     module = SlotAttention(5, 24, input_dim=40).to(DEVICE)
     params = {name: p.detach() for name, p in module.named_parameters() if name not in NOT_ITERATED}
     inputs, slots = (normal(3, 150, 40) + 10).to(dtype), normal(3, 5, 24, seed=5).to(dtype)
@@ -229,12 +247,16 @@ def test_what_is_kept_on_the_chip_is_what_the_passes_keep(dtype: torch.dtype, la
     with torch.no_grad():
         want = triton_backend.forward(inputs, slots, some(3, 150), some(3, 5), w, s)
         found = triton_backend.forward(inputs, slots, some(3, 150), some(3, 5), w, s, CallConfig(3, on_chip=True))
-    for x, expected in zip(found, want, strict=True):
-        assert largest(x - expected) <= 1e-4 * largest(expected[..., :-1])
+    # Tensor cores add up in another order, and where (a_nk + eps) r_n lies between two numbers of `dtype` in its last
+    # bits, w' is the other one: by eps of itself, which moves a sum by eps (a_nk + eps) x^_n. It is so with few of the
+    # 150 inputs, of different signs: with r_n off by 1e-6 to 1e-5 of itself, in the interpreter, by 1.1 eps in all.
+    rounding = 2 * torch.finfo(dtype).eps if DEVICE == "cuda" else 0.0
+    for x, expected, allowed in zip(found, want, (0.0, rounding, 0.0, 0.0), strict=True):
+        assert largest(x - expected) <= 1e-4 * largest(expected[..., :-1]) + allowed
 
 
 @pytest.mark.parametrize(
-    "changed", [{"K": 17}, {"heads": 2}, {"D_in": 32}, {"D_in": 129}, {"dtype": torch.float32}, {"N": 1025}], ids=str
+    "changed", [{"K": 17}, {"heads": 2}, {"D_in": 32}, {"D_in": 65}, {"dtype": torch.float32}, {"N": 1025}], ids=str
 )
 def test_on_chip_is_not_given_up_in_silence(changed: dict[str, Any], launched: list[str]) -> None:
     shape = {"N": 1024, "D_in": 64, "K": 16, "heads": 1, "dtype": torch.bfloat16} | changed
@@ -251,9 +273,11 @@ def test_on_chip_is_not_given_up_in_silence(changed: dict[str, Any], launched: l
 def test_what_fits() -> None:
     shape = {"N": 1024, "D_in": 64, "K": 10, "heads": 1, "D": 64, "hidden": 128, "itemsize": 2, "hopper": True}
     assert fits_on_chip(**shape)
-    assert fits_on_chip(**shape | {"N": 512, "D_in": 128, "hidden": None})
-    for changed in ({"N": 513, "D_in": 128}, {"hopper": False}, {"D": 129}, {"hidden": 257}):
+    assert fits_on_chip(**shape | {"D_in": 40, "hidden": None})
+    assert fits_on_chip(**shape | {"D": 128, "N": 896})
+    for changed in ({"N": 1025}, {"D_in": 65}, {"D_in": 32}, {"hopper": False}, {"D": 65}, {"hidden": 257}):
         assert not fits_on_chip(**shape | changed)
+    assert not fits_on_chip(**shape | {"D": 129, "N": 896})
     assert images_in_cache(1024, 64, 2, 50 << 20) == 200
     assert images_in_cache(16384, 64, 2, 50 << 20) == 12
     assert images_in_cache(10**6, 64, 4, 50 << 20) == images_in_cache(0, 64, 2, 2) == 1

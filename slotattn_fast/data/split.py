@@ -1,6 +1,6 @@
 """The scenes of a split by their index: generated, mapped from a prepared folder, or held on the device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slotattn_fast.data.catalogue import GENERATED
+from slotattn_fast.data.catalogue import GENERATED, prepared_folder
 from slotattn_fast.data.errors import DataError
 from slotattn_fast.data.generated import sampler, seed_and_first
 from slotattn_fast.data.prepared import open_prepared
@@ -39,19 +39,20 @@ def open_split(
     seed: int = 0,
     max_objects: int | None = None,
     device: torch.device | None = None,
+    size: int | None = None,
 ) -> Split:
     """The "train" or "eval" split of `data`: the name of a data set that is generated, or a prepared folder.
 
     `names` are the arrays wanted: "images" uint8 [B, H, W, C], "labels" uint8 [B, H, W], and the others of a prepared
     folder. `seed` is of generated scenes to train on; those to evaluate are always the same. `max_objects` leaves out
     scenes with more objects. On a CUDA `device` prepared arrays are kept there if they fit in half of its free memory,
-    and CLEVR is drawn there.
+    and CLEVR is drawn there. `size` is the side of CLEVR's images where they are drawn, 128 if None.
 
     Raises `DataError` for a folder that cannot be used, has not all of `names`, or has no scene of so few objects.
     """
     device = torch.device("cpu") if device is None else device
     if data in GENERATED:
-        return _generated(data, split, names, seed, max_objects, device)
+        return _generated(data, split, names, seed, max_objects, device, size)
     if not Path(data).exists():
         raise DataError(
             f"data: got {data!r}, which is neither a prepared folder nor one of {', '.join(GENERATED)}; "
@@ -60,11 +61,28 @@ def open_split(
     return _prepared(Path(data), split, names, max_objects, device)
 
 
+def has_labels(data: str) -> bool:
+    """Whether there are label maps of a data set that is generated, or of a prepared folder."""
+    folder = prepared_folder(data)
+    return folder is None or "labels" in open_prepared(folder).splits["train"]
+
+
 def _generated(
-    name: str, split: str, names: Sequence[str], seed: int, max_objects: int | None, device: torch.device
+    name: str,
+    split: str,
+    names: Sequence[str],
+    seed: int,
+    max_objects: int | None,
+    device: torch.device,
+    size: int | None,
 ) -> Split:
-    sample = sampler(name, max_objects, device)
+    sample = sampler(name, max_objects, device, size)
     of_seed, first = seed_and_first(split, seed)
+    if not {"images", "labels"}.issuperset(names):
+        known = sample(of_seed, [first])
+        for key in names:
+            if key not in known:
+                raise DataError(_without(name, split, key, known))
 
     def read(indices: NDArray[np.int64]) -> dict[str, Tensor]:
         scenes = sample(of_seed, first + indices)
@@ -78,10 +96,7 @@ def _prepared(path: Path, split: str, names: Sequence[str], max_objects: int | N
     rows = np.arange(len(arrays["images"]))
     for key in (*names, "num_objects") if max_objects is not None else names:
         if key not in arrays:
-            raise DataError(
-                f"{path}: has no {key} in its {split} split, only {', '.join(arrays)}; use data that has them, "
-                "such as clevr-with-masks"
-            )
+            raise DataError(_without(str(path), split, key, arrays))
     if max_objects is not None:
         rows = np.flatnonzero(arrays["num_objects"] <= max_objects)
         if not len(rows):
@@ -99,6 +114,13 @@ def _prepared(path: Path, split: str, names: Sequence[str], max_objects: int | N
         return {key: tensor[chosen] for key, tensor in tensors.items()}
 
     return Split(len(rows), read)
+
+
+def _without(data: str, split: str, key: str, names: Iterable[str]) -> str:
+    return (
+        f"{data}: has no {key} in its {split} split, only {', '.join(names)}; use data that has them, such as "
+        "clevr-with-masks"
+    )
 
 
 def _fits(tensors: dict[str, Tensor], device: torch.device) -> bool:

@@ -3,14 +3,12 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slotattn_fast.mixture import reconstruction_loss
 from slotattn_fast.models.decoder import SpatialBroadcastDecoder
 from slotattn_fast.models.discovery_config import DiscoveryConfig
-from slotattn_fast.models.encoder import Encoder
-from slotattn_fast.models.slot_mlp import SlotMLP
-from slotattn_fast.modules import SlotAttention
+from slotattn_fast.models.image_slots import ImageSlots
 
 
 class DiscoveryOutput(NamedTuple):
@@ -39,26 +37,16 @@ class Iterations(NamedTuple):
     """[T, B, K, h, w]: over the encoder's map, as it made these slots; a softmax over `softmax_over`."""
 
 
-class ObjectDiscovery(nn.Module):
+class ObjectDiscovery(ImageSlots):
     """Convolutional encoder, Slot Attention or the baseline in its place, spatial broadcast decoder.
 
     Train it with `loss`. Source: the paper, section 3.1, Appendix E.3, for the baseline E.5.
     """
 
+    config: DiscoveryConfig
+
     def __init__(self, config: DiscoveryConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(
-            config.image_size,
-            config.image_channels,
-            config.encoder_channels,
-            config.encoder_strides,
-            config.position_embedding,
-        )
-        if config.grouping == "slot-mlp":
-            self.slot_mlp = SlotMLP(self.encoder.size, config.encoder_channels, config.num_slots, config.slot_dim)
-        else:
-            self.slot_attention = _slot_attention(config)
+        super().__init__(config)
         self.decoder = SpatialBroadcastDecoder(
             config.image_size,
             config.image_channels,
@@ -93,7 +81,7 @@ class ObjectDiscovery(nn.Module):
                 grouping="slot-mlp", others than the configuration's, noise of another shape than `noise_shape` says,
                 or noise and a generator.
         """
-        return self._draw(self._slots(self._tokens(images), num_slots, iters, generator, noise))
+        return self._draw(self.slots(self.tokens(images), num_slots, iters, generator, noise))
 
     def loss(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """What training minimises: the mean squared error of the reconstruction over all elements, a scalar.
@@ -105,7 +93,7 @@ class ObjectDiscovery(nn.Module):
         Returns it in float32, or in float64 of a model in that type, also under autocast. Raises ValueError as
         `forward` does. Source: the paper, section 3.1.
         """
-        slots = self._slots(self._tokens(images), None, None, None, noise)
+        slots = self.slots(self.tokens(images), noise=noise)
         return reconstruction_loss(self.decoder.maps(slots), images, self.config.backend)
 
     @torch.no_grad()
@@ -130,95 +118,16 @@ class ObjectDiscovery(nn.Module):
 
         Source: the paper, Figures 3 and 20.
         """
-        iters = self.config.iters if iters is None else iters
-        if self.config.grouping == "slot-mlp":
-            raise ValueError("iterations: got a model with grouping='slot-mlp', which has none; use forward")
-        if iters < 1:
-            raise ValueError(f"iters: got {iters}, expected at least 1")
-        tokens = self._tokens(images)
-        num_slots = self.config.num_slots if num_slots is None else num_slots
-        slots = self.slot_attention.initial_slots(tokens, num_slots, generator, noise)
-        every, attention = self.slot_attention(
-            tokens, iters=iters, slots_init=slots, return_attn="all", return_all_slots=True
-        )
+        every, attention = self.every_iteration(images, iters, num_slots, generator, noise)
         drawn = [self._draw(slots) for slots in every]
         return Iterations(
             torch.stack([output.reconstruction for output in drawn]),
             torch.stack([output.rgb for output in drawn]),
             torch.stack([output.masks for output in drawn]),
-            attention.unflatten(-1, (self.encoder.size, self.encoder.size)),
+            attention,
         )
-
-    def noise_shape(self, batch_size: int) -> tuple[int, int, int] | None:
-        """The shape [B, K, D] of the noise that a call draws for `batch_size` images; None if it draws none."""
-        if self.config.grouping == "slot-mlp":
-            return None
-        return batch_size, self.config.num_slots, self.config.slot_dim
-
-    def _tokens(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, N, encoder_channels]"""
-        size = self.config.image_size
-        if images.ndim != 4 or images.shape[1:] != (self.config.image_channels, size, size):
-            raise ValueError(
-                f"images: got shape {tuple(images.shape)}, expected [B, {self.config.image_channels}, {size}, {size}]"
-            )
-        return self.encoder(images)
-
-    def _slots(
-        self,
-        tokens: Tensor,
-        num_slots: int | None,
-        iters: int | None,
-        generator: torch.Generator | None,
-        noise: Tensor | None,
-    ) -> Tensor:
-        """[B, N, C] -> [B, K, D]"""
-        c = self.config
-        if c.grouping == "slot-mlp":
-            for name, value, expected in (("num_slots", num_slots, c.num_slots), ("iters", iters, c.iters)):
-                if value not in (None, expected):
-                    raise ValueError(
-                        f"{name}: got {value}, expected none, as the model has grouping='slot-mlp': "
-                        f"{c.num_slots} slots and no iterations"
-                    )
-            if noise is not None:
-                raise ValueError("noise: got a tensor, expected None, as grouping='slot-mlp' draws none")
-            return self.slot_mlp(tokens)
-        num_slots = c.num_slots if num_slots is None else num_slots
-        iters = c.iters if iters is None else iters
-        slots = self.slot_attention.initial_slots(tokens, num_slots, generator, noise)
-        if c.implicit and iters > 1:
-            with torch.no_grad():
-                slots = self.slot_attention(tokens, iters=iters - 1, slots_init=slots)
-            iters = 1
-        return self.slot_attention(tokens, iters=iters, slots_init=slots)
 
     def _draw(self, slots: Tensor) -> DiscoveryOutput:
         rgb, logits = self.decoder(slots)
         masks = logits.softmax(dim=1)
         return DiscoveryOutput((masks * rgb).sum(dim=1), rgb, masks, slots)
-
-
-def _slot_attention(config: DiscoveryConfig) -> SlotAttention:
-    module = SlotAttention.paper(
-        config.num_slots,
-        config.slot_dim,
-        input_dim=config.encoder_channels,
-        iters=config.iters,
-        hidden_dim=config.hidden_dim,
-        backend=config.backend,
-        slot_init=config.slot_init,
-        softmax_over=config.softmax_over,
-        aggregation=config.aggregation,
-        eps_in=config.eps_in,
-        scale=config.scale,
-        use_gru=config.use_gru,
-        use_norm=config.use_norm,
-        use_mlp=config.use_mlp,
-        use_projections=config.use_projections,
-    )
-    if config.implicit and config.iters > 1:
-        # No gradient arrives there, and DistributedDataParallel waits for one of whatever asks for it.
-        for parameter in (module.slots_mu, module.slots_logsigma):
-            parameter.requires_grad_(False)
-    return module

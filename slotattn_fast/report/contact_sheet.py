@@ -6,9 +6,7 @@ import numpy as np
 from PIL import Image
 
 from slotattn_fast.atomic import atomic_write
-from slotattn_fast.data.catalogue import prepared_folder
-from slotattn_fast.data.prepared import open_prepared
-from slotattn_fast.data.split import open_split
+from slotattn_fast.data.split import has_labels, open_split
 from slotattn_fast.report.page import NEUTRAL, PALETTE
 
 COLUMNS, ROWS = 8, 3
@@ -22,8 +20,7 @@ def write_contact_sheet(data: str, path: Path, max_objects: int | None = None) -
 
     Below every row of images are the objects, each in a colour of its own, where the data has labels.
     """
-    folder = prepared_folder(data)
-    labelled = folder is None or "labels" in open_prepared(folder).splits["train"]
+    labelled = has_labels(data)
     names = ["images", "labels"] if labelled else ["images"]
     split = open_split(data, "train", names, max_objects=max_objects)
     scenes = split.read(np.arange(split.at_most(COLUMNS * ROWS)))

@@ -5,7 +5,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from slotattn_fast.report.page import NEUTRAL, segmentation, shares, to_unit, write_page
+from slotattn_fast.report.page import NEUTRAL, enlarged, segmentation, shares, to_unit, write_page
 
 
 def draw_iterations(
@@ -31,7 +31,7 @@ def draw_iterations(
     tiles[:, :, 1] = to_unit(reconstructions).swapaxes(0, 1)
     for t in range(iters):
         tiles[:, t, 2] = segmentation(masks[t])
-        tiles[:, t, 3 : 3 + slots] = _attended(attention[t] / attention.max(), size)
+        tiles[:, t, 3 : 3 + slots] = _dark(enlarged(attention[t] / attention.max(), size))
         tiles[:, t, 3 + slots :] = shares(rgb[t], masks[t])
     each = range(slots)
     write_page(
@@ -49,8 +49,6 @@ def draw_iterations(
     )
 
 
-def _attended(attention: NDArray[np.float32], size: int) -> NDArray[np.float64]:
-    """[..., h, h] of 0..1 to [..., size, size, 3]: a value covers the pixels of the encoder's stride."""
-    nearest = np.arange(size) // -(-size // attention.shape[-1])
-    enlarged = attention[..., nearest[:, None], nearest]
-    return np.repeat(NEUTRAL * (1 - enlarged[..., None]), 3, axis=-1)
+def _dark(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[...] of 0..1 to [..., 3]: light for 0, black for 1."""
+    return np.repeat(NEUTRAL * (1 - values[..., None]), 3, axis=-1)

@@ -1,7 +1,7 @@
-"""What the pictures of object discovery share: a page of tiles with titles, and the colours of slots."""
+"""What the pictures of a model share: a page of tiles with titles and captions, and the colours of slots."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,13 +15,23 @@ NEUTRAL = 0.93
 """Grey of what no slot claims, out of 1."""
 
 # In pixels of the picture.
-TILE = 140
+TILE = 144
 GAP = 8
 GROUP_GAP = 28
 MARGIN = 20
 HEADER = 40
 LABEL = 24
+LINE = 15
+CAPTION_WIDTH = 128
 DPI = 100
+
+
+class Line(NamedTuple):
+    """Of a caption."""
+
+    text: str
+    color: str = "0.2"
+    """As matplotlib names it; a number is a grey out of 1."""
 
 
 def write_page(
@@ -33,23 +43,30 @@ def write_page(
     slots: Mapping[int, int],
     labels: Sequence[str] = (),
     row_groups: Sequence[int] = (),
+    captions: Sequence[Sequence[Sequence[Line]]] = (),
 ) -> None:
     """Writes a PNG of tiles [R, C, H, W, 3] with values of 0..1, each pixel repeated a whole number of times.
 
     titles: one above each column. column_groups, row_groups: those that a wider gap comes before. slots: the slot of
-    each column that has one, whose colour stands above it. labels: one at the left of each row, if any.
+    each column that has one, whose colour stands above it. labels: one at the left of each row, if any. captions: for
+    each row and column the lines below the tile. With more titles and captions than C, the last columns have lines in
+    place of tiles.
     """
-    rows, columns, height, _, _ = tiles.shape
+    rows, tiled, height, _, _ = tiles.shape
     scale = max(1, TILE // height)
     tiles = tiles.repeat(scale, axis=2).repeat(scale, axis=3)
     tile_height, tile_width = tiles.shape[2:4]
     start = MARGIN + (LABEL if labels else 0)
-    lefts, right = _places(columns, column_groups, start, tile_width)
-    tops, bottom = _places(rows, row_groups, MARGIN + HEADER, tile_height)
+    width = max(tile_width, CAPTION_WIDTH) if captions else tile_width
+    captions = captions or [[]] * rows
+    uppers = [max(tile_height, _height(row[tiled:])) for row in captions]
+    heights = [upper + _height(row[:tiled]) for upper, row in zip(uppers, captions, strict=True)]
+    lefts, right = _places([width] * len(titles), column_groups, start)
+    tops, bottom = _places(heights, row_groups, MARGIN + HEADER)
     page = np.ones((bottom + MARGIN, right + MARGIN, 3))
     for r, top in enumerate(tops):
-        for c, left in enumerate(lefts):
-            page[top : top + tile_height, left : left + tile_width] = tiles[r, c]
+        for tile, left in zip(tiles[r], lefts, strict=False):
+            page[top : top + tile_height, left : left + tile_width] = tile
     swatch = MARGIN + HEADER - 10
     for c, k in slots.items():
         page[swatch : swatch + 4, lefts[c] : lefts[c] + tile_width] = colour(k)
@@ -64,6 +81,11 @@ def write_page(
     for label, top in zip(labels, tops, strict=False):
         x, y = (start - LABEL / 2) / page_width, 1 - (top + tile_height / 2) / page_height
         figure.text(x, y, label, va="center", rotation="vertical", **style)
+    for row, top, upper in zip(captions, tops, uppers, strict=True):
+        for c, (lines, left) in enumerate(zip(row, lefts, strict=False)):
+            for i, line in enumerate(lines, 1):
+                y = 1 - (top + (upper if c < tiled else 0) + LINE * i) / page_height
+                figure.text(left / page_width, y, line.text, va="baseline", fontsize=8.5, color=line.color)
     FigureCanvasAgg(figure).print_png(file)
 
 
@@ -81,6 +103,12 @@ def shares(rgb: NDArray[np.float32], masks: NDArray[np.float32]) -> NDArray[np.f
     return masks[..., None] * to_unit(rgb) + (1 - masks[..., None]) * NEUTRAL
 
 
+def enlarged(maps: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Maps [..., h, h] over the encoder's output as [..., size, size]: a value covers the pixels of the stride."""
+    nearest = np.arange(size) // -(-size // maps.shape[-1])
+    return maps[..., nearest[:, None], nearest]
+
+
 def colour(slot: int | NDArray[np.intp]) -> NDArray[np.float64]:
     """Of a slot, or of each of an array [...]: [..., 3]."""
     return PALETTE[np.asarray(slot) % len(PALETTE)]
@@ -91,7 +119,16 @@ def to_unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.clip((values + 1) / 2, 0, 1)
 
 
-def _places(count: int, groups: Sequence[int], start: int, size: int) -> tuple[list[int], int]:
-    """Where each of `count` tiles in a row begins, in pixels, and where the last one ends."""
-    places = [start + i * (size + GAP) + (GROUP_GAP - GAP) * sum(i >= g for g in groups) for i in range(count)]
-    return places, places[-1] + size
+def _height(captions: Sequence[Sequence[Line]]) -> int:
+    """Of the longest, in pixels."""
+    return LINE * max(map(len, captions), default=0)
+
+
+def _places(sizes: Sequence[int], groups: Sequence[int], start: int) -> tuple[list[int], int]:
+    """Where each of a row of tiles of these sizes begins, in pixels, and where the last one ends."""
+    places = []
+    for i, size in enumerate(sizes):
+        start += GAP * (i > 0) + (GROUP_GAP - GAP) * (i in groups)
+        places.append(start)
+        start += size
+    return places, start

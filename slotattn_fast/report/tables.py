@@ -1,47 +1,125 @@
-"""Evaluations as lines of text."""
+"""Evaluations as lines of text: object discovery by FG-ARI, property prediction by AP."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from slotattn_fast.metrics.average_precision import THRESHOLDS
+from slotattn_fast.report import published
+from slotattn_fast.report.published import Score
+
 FAILED = 2.0
 """A seed whose training loss ends at more than so many times the lowest of the seeds' has failed. In rare seeds the
 model cuts scenes into stripes, and a much higher loss gives it away (the paper, section 4.1); the factor is ours."""
 
+DISTANCES = tuple(f"{threshold:g}" for threshold in THRESHOLDS)
+"""The keys of an evaluation's AP."""
 
-def evaluation_line(name: str, result: Mapping[str, Any]) -> str:
-    """One evaluation (`train.discovery_eval.evaluate`)."""
+Result = Mapping[str, Any]
+"""What the `measure` of a task returns, with train_loss: of property prediction if it has ap."""
+
+
+def evaluation_line(name: str, result: Result) -> str:
+    """One evaluation."""
+    iters = "" if result["iters"] is None else f", {_count(result['iters'], 'iteration')}"
+    used = f"{_count(result['num_slots'], 'slot')}{iters}"
+    if "ap" in result:
+        ap = ", ".join(f"{_percent(result['ap'][distance])} % ({distance})" for distance in DISTANCES)
+        ari = "" if result["attention_ari"] is None else f", attention ARI {_percent(result['attention_ari'])} %"
+        return f"{name}: AP {ap} on {_count(result['scenes'], 'held-out scene')}{ari}; {used}"
     counted = result["scenes"] - result["left_out"]
     left_out = f" ({result['left_out']} without an object left out)" if result["left_out"] else ""
-    iters = "" if result["iters"] is None else f", {_count(result['iters'], 'iteration')}"
     return (
         f"{name}: FG-ARI {result['fg_ari']:.4f} on {_count(counted, 'held-out scene')}{left_out}, "
-        f"MSE {result['mse']:.5f}; {_count(result['num_slots'], 'slot')}{iters}"
+        f"MSE {result['mse']:.5f}; {used}"
     )
 
 
-def seeds_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Mean and standard deviation of FG-ARI over two runs or more, and where some failed, also without those."""
+def seeds_lines(results: Mapping[str, Result]) -> list[str]:
+    """Mean and standard deviation over two runs or more of one task, and where some failed, also without those."""
     losses = {name: result["train_loss"] for name, result in results.items() if result["train_loss"] is not None}
     failed = {name: loss / min(losses.values()) for name, loss in losses.items()}
     failed = {name: times for name, times in failed.items() if times > FAILED}
     lines = [
-        f"{name}: failed: its training loss, {losses[name]:.5f}, is {times:.1f} times the lowest; stripes?"
+        f"{name}: failed: its training loss, {losses[name]:.5f}, is {times:.1f} times the lowest"
+        + ("" if "ap" in results[name] else "; stripes?")
         for name, times in failed.items()
     ]
-    lines.append(f"{_count(len(results), 'run')}: {_mean([result['fg_ari'] for result in results.values()])}")
-    kept = [result["fg_ari"] for name, result in results.items() if name not in failed]
+    lines.append(f"{_count(len(results), 'run')}: {_mean(list(results.values()))}")
     if failed:
+        kept = [result for name, result in results.items() if name not in failed]
         lines.append(f"without the {len(failed)} that failed: {_mean(kept)}")
     return lines
 
 
-def _mean(scores: Sequence[float]) -> str:
+def ap_table_lines(results: Mapping[str, Result]) -> list[str]:
+    """AP of runs beside the published (the paper, Figure 5, left), and the attention ARI if it is known of one."""
+    with_ari = any(result["attention_ari"] is not None for result in results.values())
+    rows = [["AP in %, by distance", *DISTANCES, "attention ARI"]]
+    for name, result in results.items():
+        rows.append([name, *(_percent(result["ap"][distance]) for distance in DISTANCES)])
+        rows[-1].append(_percent(result["attention_ari"]))
+    for name, scores in published.AP.items():
+        ari = _score(published.ATTENTION_ARI) if name == "Slot Attention" else "-"
+        rows.append([f"{name} (unverified)", *map(_score, scores), ari])
+    return [
+        *_aligned(rows if with_ari else [row[:-1] for row in rows]),
+        "unverified: the paper's AP on CLEVR10, mean +- standard deviation, quoted from memory"
+        + with_ari * "; its attention ARI is from its text",
+    ]
+
+
+def ap_by_objects_lines(name: str, result: Result) -> list[str]:
+    """AP of a run over the scenes with each number of objects (the paper, Appendix C.2), and over all."""
+    rows = [["objects", "scenes", *DISTANCES]]
+    every = {**result["ap_by_objects"], "all": {"scenes": result["scenes"], **result["ap"]}}
+    for number, part in every.items():
+        rows.append([number, str(part["scenes"]), *(_percent(part[distance]) for distance in DISTANCES)])
+    return [f"{name}: AP in %, by number of objects and distance", *_aligned(rows)]
+
+
+def _mean(results: Sequence[Result]) -> str:
+    if "ap" in results[0]:
+        ap = [_over([result["ap"][distance] for result in results]) for distance in DISTANCES]
+        parts = [f"{score} % ({distance})" for score, distance in zip(ap, DISTANCES, strict=True)]
+        ari = _over([result["attention_ari"] for result in results])
+        scores = f"AP {', '.join(parts)}" + ("" if ari == "-" else f", attention ARI {ari} %")
+    else:
+        mean, deviation = _mean_and_deviation([result["fg_ari"] for result in results])
+        scores = f"FG-ARI {mean:.4f}" + ("" if deviation is None else f" +- {deviation:.4f}")
+    return scores + " (mean and standard deviation)" * (len(results) > 1)
+
+
+def _mean_and_deviation(scores: Sequence[float]) -> Score:
     mean = math.fsum(scores) / len(scores)
     if len(scores) == 1:
-        return f"FG-ARI {mean:.4f}"
-    deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1))
-    return f"FG-ARI {mean:.4f} +- {deviation:.4f} (mean and standard deviation)"
+        return Score(mean)
+    return Score(mean, math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1)))
+
+
+def _over(scores: Sequence[float | None]) -> str:
+    """In percent; a score that one run lacks has no mean."""
+    known = [100 * score for score in scores if score is not None]
+    return _score(_mean_and_deviation(known)) if len(known) == len(scores) else "-"
+
+
+def _percent(score: float | None) -> str:
+    return "-" if score is None else f"{100 * score:.1f}"
+
+
+def _score(percent: Score) -> str:
+    return f"{percent.mean:.1f}" + ("" if percent.deviation is None else f" +- {percent.deviation:.1f}")
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The first column to the left, the others to the right, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
 
 
 def _count(number: int, what: str) -> str:

@@ -1,60 +1,46 @@
-"""Object discovery (paper section 4.1): train the auto-encoder on images alone."""
+"""Object discovery (paper section 4.1): the auto-encoder trained on images alone, its FG-ARI and its pictures."""
 
+import time
 from collections.abc import Generator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from slotattn_fast import explain_backend
 from slotattn_fast.atomic import atomic_write
-from slotattn_fast.data.feed import feed
-from slotattn_fast.data.split import open_split
+from slotattn_fast.metrics.ari import fg_ari
 from slotattn_fast.models.discovery import ObjectDiscovery
 from slotattn_fast.models.discovery_config import DiscoveryConfig
-from slotattn_fast.train import run_folder
-from slotattn_fast.train.config import PRESETS, Device, TrainConfig
-from slotattn_fast.train.discovery_eval import (
-    build,
-    draw,
-    draw_all,
-    evaluate_model,
-    fingerprint,
-    image_shape,
-    require_fitting_images,
-    require_the_same_data,
-    to_model,
-)
-from slotattn_fast.train.environment import environment
-from slotattn_fast.train.errors import RunError
-from slotattn_fast.train.loop import fit
-from slotattn_fast.train.processes import check_devices, connect, is_first, one_line_if_another_ends, other_processes
-from slotattn_fast.train.signals import StopSignal
+from slotattn_fast.report.figures import draw_slots
+from slotattn_fast.report.iterations import draw_iterations
+from slotattn_fast.train.config import TrainConfig
+from slotattn_fast.train.run_data import evaluation_batches, open_held_out, to_model, to_picture, training_batches
+from slotattn_fast.train.setting import DEFAULT, Setting, iters_of
+
+EVAL_SCENES = 320
+DRAWN_SCENES, DRAWN_SCENES_BY_ITERATION = 7, 2
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """What the training loop asks of a task (`loop.Task`)."""
+    """What a run asks of its task (`tasks.Task`)."""
 
     config: TrainConfig
 
+    def model_config(self) -> DiscoveryConfig:
+        return DiscoveryConfig(**self.config.model)
+
+    def model(self) -> ObjectDiscovery:
+        return ObjectDiscovery(self.model_config())
+
+    def require_fitting_data(self, device: str) -> None:
+        """Images are all that is needed."""
+
     def batches(self, start: int, fabric: Fabric) -> Generator[dict[str, Tensor]]:
-        c, device = self.config, fabric.device
-        split = open_split(c.data, "train", ["images"], seed=c.seed, max_objects=c.max_objects, device=device)
-        return feed(
-            split,
-            seed=c.seed,
-            batch_size=c.batch_size,
-            start=start,
-            device=device,
-            rank=fabric.global_rank,
-            world_size=fabric.world_size,
-        )
+        return training_batches(self.config, self.model_config(), ["images"], start, fabric)
 
     def noise_shape(self, model: ObjectDiscovery) -> tuple[int, ...] | None:
         return model.noise_shape(self.config.batch_size)
@@ -62,86 +48,82 @@ class Discovery:
     def loss(self, model: ObjectDiscovery, batch: dict[str, Tensor]) -> Tensor:
         return model.loss(to_model(batch["images"], self.config.greyscale), batch.get("noise"))
 
-    def draw(self, model: ObjectDiscovery, path: Path) -> None:
-        draw(model, self.config, path)
+    @torch.no_grad()
+    def measure(self, model: ObjectDiscovery, setting: Setting = DEFAULT) -> dict[str, Any]:
+        """FG-ARI and reconstruction error on 320 held-out scenes of a run's data, in float32 (paper section 4.1).
+
+        A prepared folder with fewer scenes to evaluate is measured on those.
+
+        Returns fg_ari (mean over the scenes that count), scenes, left_out (scenes without a foreground pixel), mse
+        (mean over all elements, images in -1..1), seconds, and what it was measured with: data, max_objects, num_slots,
+        iters.
+        """
+        began = time.perf_counter()
+        scores, errors = [], []
+        used = setting.of(self.config)
+        split = open_held_out(used, model.config, ["images", "labels"])
+        scenes = split.at_most(EVAL_SCENES)
+        for batch, generator in evaluation_batches(split, scenes, _device(model)):
+            images = to_model(batch["images"], self.config.greyscale)
+            output = model(images, num_slots=setting.num_slots, iters=setting.iters, generator=generator)
+            scores.append(fg_ari(output.masks.squeeze(2).argmax(1), batch["labels"]))
+            errors.append((output.reconstruction - images).square().mean((1, 2, 3), dtype=torch.float64))
+        score = torch.cat(scores)
+        counted = ~score.isnan()
+        return {
+            "fg_ari": score[counted].mean().item(),
+            "scenes": scenes,
+            "left_out": int((~counted).sum()),
+            "mse": torch.cat(errors).mean().item(),
+            "seconds": round(time.perf_counter() - began, 3),
+            "data": used.data,
+            "max_objects": used.max_objects,
+            "num_slots": setting.num_slots or model.config.num_slots,
+            "iters": iters_of(model.config, setting),
+        }
+
+    def draw_all(self, model: ObjectDiscovery, folder: Path, setting: Setting = DEFAULT) -> list[Path]:
+        """Writes slots.png and, of a model that iterates, iterations.png; returns their paths."""
+        paths = [folder / "slots.png", folder / "iterations.png"]
+        self.draw(model, paths[0], setting)
+        if not iters_of(model.config, setting):
+            return paths[:1]
+        images, _, generator = self._first_scenes(model, setting, DRAWN_SCENES_BY_ITERATION)
+        every = model.iterations(images, setting.iters, num_slots=setting.num_slots, generator=generator)
+        with atomic_write(paths[1]) as file:
+            draw_iterations(
+                file,
+                images=to_picture(images),
+                reconstructions=to_picture(every.reconstruction),
+                rgb=to_picture(every.rgb),
+                masks=every.masks.squeeze(3).cpu().numpy(),
+                attention=every.attention.cpu().numpy(),
+            )
+        return paths
+
+    @torch.no_grad()
+    def draw(self, model: ObjectDiscovery, path: Path, setting: Setting = DEFAULT) -> None:
+        """Writes a PNG of the first held-out scenes of a run's data, as the model takes them apart."""
+        images, labels, generator = self._first_scenes(model, setting, DRAWN_SCENES)
+        output = model(images, num_slots=setting.num_slots, iters=setting.iters, generator=generator)
+        with atomic_write(path) as file:
+            draw_slots(
+                file,
+                images=to_picture(images),
+                reconstructions=to_picture(output.reconstruction),
+                rgb=to_picture(output.rgb),
+                masks=output.masks.squeeze(2).cpu().numpy(),
+                true_labels=labels.cpu().numpy(),
+            )
+
+    def _first_scenes(
+        self, model: ObjectDiscovery, setting: Setting, number: int
+    ) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Images, true labels, and the source of their slot noise."""
+        split = open_held_out(setting.of(self.config), model.config, ["images", "labels"])
+        batch, generator = next(evaluation_batches(split, split.at_most(number), _device(model)))
+        return to_model(batch["images"], self.config.greyscale), batch["labels"], generator
 
 
-def create(config: TrainConfig, run: Path) -> None:
-    """Makes the folder of a new run, ready for `train`.
-
-    Raises ValueError for a model or devices that cannot be had, `RunError` if the device is not there, the backend
-    cannot run on it, the model takes other images, or the folder exists already, and `DataError` for data that cannot
-    be used; nothing is written then.
-    """
-    device, _ = check_devices(config)
-    model = DiscoveryConfig(**config.model)
-    if model.iters == 0:
-        raise ValueError("iters: got 0, expected at least 1 to train with: the encoder learns nothing without")
-    config = replace(config, data_sha256=fingerprint(config.data))
-    shape = image_shape(config)
-    require_fitting_images(config, shape, model, f"choose {_fitting_presets(shape)}")
-    try:
-        explain_backend(torch.empty(1, 1, 1, device=device), model.backend)
-    except RuntimeError as error:
-        raise RunError(str(error)) from error
-    config = replace(config, model=asdict(model))
-    run_folder.create(run, config, environment(device))
-
-
-def configuration(
-    run: Path, device: Device | None = None, devices: int | None = None, data: str | None = None
-) -> TrainConfig:
-    """Of a run that can be trained. What is given takes the place of what it was made with.
-
-    Raises `RunError` if the folder or the devices cannot be used or the run is complete, and ValueError for devices
-    that cannot share its batch and for a place of data that it draws itself.
-    """
-    config = run_folder.read_config(run)
-    if data is not None and config.data_sha256 is None:
-        raise ValueError(f"data: got {data!r}, expected nothing: the run draws {config.data} while it trains")
-    config = replace(
-        config,
-        device=device or config.device,
-        devices=config.devices if devices is None else devices,
-        data=config.data if data is None else str(Path(data).resolve()),
-    )
-    if run_folder.is_complete(run):
-        raise RunError(f"{run}: complete after {config.steps} steps; `slotattn eval {run}` measures it again")
-    check_devices(config)
-    return config
-
-
-def train(run: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """Trains a run from its newest checkpoint, or from the start if there is none, and returns its evaluation.
-
-    On a CPU a run that was stopped ends with bit by bit the weights of one that was not. Of several processes the first
-    returns the evaluation, the others None. Raises `RunError` if its data is not what it was or another process trains
-    it, and what `loop.fit` raises.
-    """
-    require_the_same_data(config)
-    torch.manual_seed(config.seed)
-    model = build(config, run)
-    device, devices = check_devices(config)
-    others = ["train", "resume", str(run), "--device", device, "--devices", str(devices)]
-    others += [] if config.data_sha256 is None else ["--data", config.data]
-    with run_folder.in_use(run) if is_first() else nullcontext():
-        run_folder.make_folders(run)
-        # A signal is kept from before the others are started, so that none is left behind.
-        with StopSignal() as stop, other_processes(others, devices), one_line_if_another_ends():
-            fabric = connect(config)
-            fit(fabric, model, Discovery(config), config, run, stop)
-        return _finish(run, model, config) if fabric.is_global_zero else None
-
-
-def _fitting_presets(shape: tuple[int, ...]) -> str:
-    """The options of the presets whose model takes such images [C, H, W]."""
-    models = {name: DiscoveryConfig(**preset.model) for name, preset in PRESETS.items()}
-    fitting = [name for name, m in models.items() if (m.image_channels, m.image_size, m.image_size) == shape]
-    return f"--preset {' or '.join(fitting)}" if fitting else "other --data"
-
-
-def _finish(run: Path, model: ObjectDiscovery, config: TrainConfig) -> dict[str, Any]:
-    with atomic_write(run / "model.safetensors") as file:
-        file.write(safetensors.torch.save({name: t.contiguous() for name, t in model.state_dict().items()}))
-    draw_all(model, config, run)
-    return evaluate_model(model, config, run)
+def _device(model: ObjectDiscovery) -> torch.device:
+    return next(model.parameters()).device

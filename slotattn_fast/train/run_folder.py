@@ -57,7 +57,7 @@ def is_complete(run: Path) -> bool:
 def read_config(run: Path) -> TrainConfig:
     """The configuration of a run. Raises `RunError` for a folder that is missing, damaged or of another format."""
     if not run.is_dir():
-        raise RunError(f"{run}: no such run folder; `slotattn train discovery` makes one")
+        raise RunError(f"{run}: no such run folder; `slotattn train discovery` or `property` makes one")
     values = read_json(run / "config.json")
     found = values.pop("format", None)
     if found != FORMAT:

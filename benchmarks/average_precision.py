@@ -1,0 +1,168 @@
+"""Speed of the average precision (AP) on this CPU, against plain loops.
+
+    python -m benchmarks.average_precision [--rounds 5] [--threads 2] [--images 15000] [--plain-images 500]
+
+Predicted sets made from random true ones, a little beside them, 10 slots and 3 to 10 objects an image, at the paper's
+five thresholds; from vectors of 19 numbers to AP. The loops take few images, ours the same and also as many as the
+validation split of CLEVR has; in turns in one process. Medians of all rounds. Writes average-precision-cpu.csv and
+average-precision-cpu.md, which it also puts into README.md.
+"""
+
+import argparse
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.conditions import RESULTS, commit, today, write_results
+from slotattn_fast.data.clevr_published import MAX_OBJECTS, MIN_OBJECTS, PROPERTIES
+from slotattn_fast.data.properties import properties_of, targets_of
+from slotattn_fast.metrics.average_precision import THRESHOLDS, average_precision
+from slotattn_fast.train.environment import processor
+
+Row = dict[str, Any]
+
+
+def plain_average_precision(predictions: Tensor, targets: Tensor, threshold: float) -> float:
+    """AP of vectors [B, K, 19] against [B, M, 19] as the text describes it, one prediction after the other.
+
+    The layout is written out again, so that the tests have all of it from a second hand.
+    """
+    detections = [(vector, image) for image, vectors in enumerate(predictions.tolist()) for vector in vectors]
+    detections.sort(key=lambda detection: -detection[0][18])  # stable
+    objects = [
+        [(vector[:3], _attributes(vector)) for vector in vectors if vector[18] == 1] for vectors in targets.tolist()
+    ]
+    num_objects = sum(map(len, objects))
+    claimed: set[tuple[int, int]] = set()
+    precision, recall = [], []
+    for rank, (vector, image) in enumerate(detections, 1):
+        attributes = _attributes(vector)
+        nearest, best = math.inf, None
+        for number, (coords, others) in enumerate(objects[image]):
+            if attributes == others:
+                distance = 6 * math.dist(vector[:3], coords)
+                if distance < nearest:
+                    nearest, best = distance, (image, number)
+        if best is not None and nearest < threshold and best not in claimed:
+            claimed.add(best)
+        precision.append(len(claimed) / rank)
+        recall.append(len(claimed) / num_objects)
+    area, highest = 0.0, 0.0
+    for rank in reversed(range(len(detections))):
+        highest = max(highest, precision[rank])
+        area += highest * (recall[rank] - (recall[rank - 1] if rank else 0))
+    return area
+
+
+def _attributes(vector: Any) -> tuple[int, ...]:
+    parts = (vector[3:5], vector[5:7], vector[7:10], vector[10:18])
+    return tuple(part.index(max(part)) for part in parts)
+
+
+def draw(images: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Predictions and targets, [images, 10, 19] each."""
+    rng = np.random.default_rng(seed)
+    scenes = {"num_objects": torch.from_numpy(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1, images))}
+    scenes["coords"] = torch.from_numpy(rng.uniform(-3, 3, (images, MAX_OBJECTS, 3)))
+    for name, labels in PROPERTIES.items():
+        scenes[name] = torch.from_numpy(rng.integers(len(labels), size=(images, MAX_OBJECTS)))
+    targets = targets_of(scenes, MAX_OBJECTS)
+    noise = torch.from_numpy(rng.normal(0, 1, targets.shape)).float()
+    noise[..., :3] *= 0.05
+    noise[..., 3:] *= 0.25
+    slots = torch.from_numpy(rng.permuted(np.tile(np.arange(MAX_OBJECTS), (images, 1)), axis=1))
+    return (targets + noise).take_along_dim(slots[..., None], 1), targets
+
+
+def fast(predictions: Tensor, targets: Tensor) -> list[float]:
+    return average_precision(properties_of(predictions), properties_of(targets)).tolist()
+
+
+def plain(predictions: Tensor, targets: Tensor) -> list[float]:
+    return [plain_average_precision(predictions, targets, threshold) for threshold in THRESHOLDS]
+
+
+def measure(images: int, plain_images: int, rounds: int) -> list[Row]:
+    few, many = draw(plain_images), draw(images)
+    np.testing.assert_allclose(fast(*few), plain(*few), rtol=0, atol=1e-12)
+    seconds: dict[str, list[float]] = {"fast": [], "plain": [], "many": []}
+    for _ in range(rounds):
+        seconds["fast"].append(_seconds(fast, few))
+        seconds["plain"].append(_seconds(plain, few))
+        seconds["many"].append(_seconds(fast, many))
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    ratio = statistics.median(p / f for f, p in zip(seconds["fast"], seconds["plain"], strict=True))
+    return [_row(plain_images, median["fast"], median["plain"], ratio), _row(images, median["many"])]
+
+
+def _seconds(call: Callable[[Tensor, Tensor], list[float]], vectors: tuple[Tensor, Tensor]) -> float:
+    began = time.perf_counter()
+    call(*vectors)
+    return time.perf_counter() - began
+
+
+def _row(images: int, seconds: float, plain_seconds: float | None = None, ratio: float | None = None) -> Row:
+    return {
+        "images": images,
+        "slots": MAX_OBJECTS,
+        "thresholds": len(THRESHOLDS),
+        "seconds": round(seconds, 4),
+        "plain_seconds": "" if plain_seconds is None else round(plain_seconds, 2),
+        "times_plain": "" if ratio is None else round(ratio, 1),
+    }
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: a line for each measurement."""
+    first = rows[0]
+    lines = [
+        f"{first['cpu']}, {first['threads']} threads, torch {first['torch']}, NumPy {first['numpy']}, medians of "
+        f"{first['rounds']} rounds, commit {first['commit']}, {first['date']}: "
+        "`python -m benchmarks.average_precision`, benchmarks/results/average-precision-cpu.csv.",
+        "",
+        "| images | slots | thresholds | seconds | plain loops | faster |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        loops, times = row["plain_seconds"], row["times_plain"]
+        lines.append(
+            f"| {row['images']:,} | {row['slots']} | {row['thresholds']} | {row['seconds']:.3f} "
+            f"| {loops and f'{loops:.2f}'} | {times and f'**{times:.0f}x**'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each measurement")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of PyTorch")
+    parser.add_argument("--images", type=int, default=15_000, help="images of the larger measurement")
+    parser.add_argument("--plain-images", type=int, default=500, help="images of that with plain loops")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    conditions = {
+        "date": today(),
+        "commit": commit(),
+        "cpu": processor(),
+        "threads": arguments.threads,
+        "rounds": arguments.rounds,
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "numpy")},
+    }
+    rows = [{**row, **conditions} for row in measure(arguments.images, arguments.plain_images, arguments.rounds)]
+    write_results("average-precision-cpu", rows, table(rows), arguments.out)
+
+
+if __name__ == "__main__":
+    main()

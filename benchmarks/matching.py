@@ -1,0 +1,135 @@
+"""Time of matching a batch of predictions with their targets: ours, and a loop of SciPy over the problems.
+
+    python -m benchmarks.matching [--rounds 15] [--out benchmarks/results]
+
+Costs as in set prediction: the mean Huber loss over 19 features of random predictions and random targets, half of which
+are zero rows. On a CPU ours is SciPy, too, and what is measured is what it adds. On a GPU the loop is given a copy of
+the costs, and its pairs are copied back; times there are by CUDA events, of ours also as a CUDA graph. All contenders
+are checked to cost the same and are then timed in turns in one process; the table gives medians over the rounds and the
+median of the rounds' ratios. Writes matching-cpu.csv or matching-gpu.csv, a row a measurement, and a .md of that name,
+which it also puts into README.md.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from benchmarks.conditions import RESULTS, commit, today, write_results
+from benchmarks.gpu_measure import Call, captured, milliseconds, on_gpu
+from slotattn_fast.matching import match
+from slotattn_fast.train.environment import processor
+
+Row = dict[str, Any]
+
+SHAPES = ((512, 10, 10), (512, 32, 32), (512, 10, 32))  # B, targets, predictions; the first is set prediction's
+FEATURES = 19
+LOOP = "SciPy in a loop"
+
+
+def make_costs(B: int, R: int, C: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    targets, predictions = (torch.rand(B, n, FEATURES, generator=generator) for n in (R, C))
+    targets[:, R // 2 :] = 0
+    pairs = torch.broadcast_tensors(predictions[:, None], targets[:, :, None])
+    return F.huber_loss(*pairs, reduction="none").mean(-1)
+
+
+def by_loop(cost: Tensor) -> tuple[Tensor, Tensor]:
+    pairs = [linear_sum_assignment(problem) for problem in cost.cpu().numpy()]
+    rows, columns = torch.from_numpy(np.stack(pairs, 1)).to(cost.device)
+    return rows, columns
+
+
+def contenders(cost: Tensor) -> dict[str, Call]:
+    calls: dict[str, Call] = {
+        LOOP: lambda: by_loop(cost),
+        "match": lambda: match(cost),
+        "match, unchecked": lambda: match(cost, check=False),
+    }
+    if on_gpu():
+        calls["match, unchecked, CUDA graph"] = captured(lambda: match(cost, check=False))
+    return calls
+
+
+def timed(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of every call in every round, after one to warm up."""
+    if on_gpu():
+        return milliseconds(calls, rounds)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if number:
+                times[name].append(1e3 * (time.perf_counter() - began))
+    return times
+
+
+def measure(shape: tuple[int, int, int], rounds: int) -> list[Row]:
+    cost = make_costs(*shape).to("cuda" if on_gpu() else "cpu")
+    calls = contenders(cost)
+    each = torch.arange(len(cost), device=cost.device)[:, None]
+    sums = {name: cost.double()[each, *call()].sum(1) for name, call in calls.items()}
+    for name, found in sums.items():
+        torch.testing.assert_close(found, sums[LOOP], rtol=1e-14, atol=0, msg=f"{name}: costs more than SciPy")
+    times = timed(calls, rounds)
+    rows = []
+    for name, values in times.items():
+        ratio = statistics.median(loop / own for loop, own in zip(times[LOOP], values, strict=True))
+        row = dict(zip(("B", "rows", "columns"), shape, strict=True)) | {"contender": name}
+        row |= {"ms": round(statistics.median(values), 4), "times_faster": round(ratio, 2)}
+        print(row, flush=True)
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: a line for each measurement."""
+    first = rows[0]
+    name = f"matching-{first['device']}"
+    lines = [
+        f"{first['processor']}, torch {first['torch']}, SciPy {first['scipy']}, Triton {first['triton']}, float32, "
+        f"medians of {first['rounds']} rounds, commit {first['commit']}, {first['date']}: "
+        f"`python -m benchmarks.matching`, benchmarks/results/{name}.csv.",
+        "",
+        "| problems | targets x predictions | contender | ms | faster |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        size = f"{row['rows']} x {row['columns']}"
+        lines.append(f"| {row['B']} | {size} | {row['contender']} | {row['ms']:.3f} | {row['times_faster']:.2f}x |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each measurement")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    device = "gpu" if on_gpu() else "cpu"
+    conditions = {
+        "date": today(),
+        "commit": commit(),
+        "device": device,
+        "processor": torch.cuda.get_device_name() if on_gpu() else processor(),
+        "rounds": arguments.rounds,
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "triton", "scipy", "numpy")},
+    }
+    rows = [row | conditions for shape in SHAPES for row in measure(shape, arguments.rounds)]
+    write_results(f"matching-{device}", rows, table(rows), arguments.out)
+
+
+if __name__ == "__main__":
+    main()

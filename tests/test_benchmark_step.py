@@ -1,0 +1,139 @@
+"""The benchmarks of a training step, at toy size: what is wrong is not timed, and every row is in the table."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import training_step
+from benchmarks.discovery import DiscoveryStep
+from benchmarks.property import PropertyStep, clearness
+from benchmarks.training_step import ON_CPU, ON_GPU, OURS, PLAIN, Contender, Step
+from slotattn_fast.matching import match
+
+ENCODER = {"encoder_channels": 8, "slot_dim": 8, "hidden_dim": 8}
+TINY = {
+    "discovery": {"image_size": 11, "decoder_channels": 8, "decoder_strides": (2, 1), "broadcast_size": 6},
+    "property": {"image_size": 16, "num_slots": 10, "classifier_dim": 8},
+}
+PARTS = {
+    "discovery": (
+        "encoder",
+        "slot attention",
+        "decoder's first layer",
+        "decoder's other layers",
+        "mixture and loss",
+    ),
+    "property": ("encoder", "slot attention", "classifier", "matching and loss"),
+}
+KINDS = pytest.mark.parametrize("kind", [DiscoveryStep, PropertyStep], ids=lambda kind: kind.task)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    for task, sizes in TINY.items():
+        presets = training_step.PRESETS[task]
+        monkeypatch.setitem(presets, "tiny", replace(presets["quick"], model={**ENCODER, **sizes}))
+
+
+@KINDS
+def test_every_measurement_is_a_row_and_in_the_table(monkeypatch: pytest.MonkeyPatch, kind: type[Step]) -> None:
+    peaks = {"plain": 200.0, "ours": 50.0, "ours, bf16": 30.0}
+    monkeypatch.setattr(training_step, "peak_mib", lambda kind, contender, *_: peaks[str(contender)])
+    rows = training_step.measure(kind, "tiny", batch=2, rounds=2, threads=1)
+    assert [row["contender"] for row in rows if row["part"] == "step"] == [str(contender) for contender in ON_CPU]
+    for contender in ("plain", "ours"):
+        parts = [(row["part"], row["pass"]) for row in rows if row["contender"] == contender and row["part"] != "step"]
+        assert sorted(parts) == sorted(
+            [(part, direction) for part in PARTS[kind.task] for direction in ("forward", "backward")]
+            + [("Adam", "update")]
+        )
+    assert all(row["ms_p20"] <= row["ms_median"] <= row["ms_p80"] for row in rows)
+    assert rows[0]["faster"] == 1
+    conditions = dict.fromkeys(("device", "threads", "torch", "rounds", "product_gflops", "commit", "date", "where"), 1)
+    text = training_step.table(kind.task, [{**row, **conditions} for row in rows])
+    assert f"`python -m benchmarks.{kind.task}`, benchmarks/results/{kind.task}-1.csv" in text
+    assert "| tiny | 2 | ours | " in text
+    assert " 50 MiB | 0.25 | " in text
+    assert all(f"| {part} | backward | " in text for part in PARTS[kind.task])
+
+
+@KINDS
+def test_a_step_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch, kind: type[Step]) -> None:
+    right = kind.fast_class.loss
+    monkeypatch.setattr(kind.fast_class, "loss", lambda self, *given: right(self, *given) * 1.001)
+    with pytest.raises(AssertionError, match=r"tiny: ours is off by 1\.0e-03 of"):
+        training_step.measure(kind, "tiny", batch=2, rounds=2, threads=1)
+
+
+@KINDS
+def test_a_step_trains(kind: type[Step]) -> None:
+    for contender in (PLAIN, OURS):
+        step = kind(contender, "tiny", 2)
+        before = [p.clone() for p in step.model.parameters()]
+        step()
+        assert all((p != old).any() for p, old in zip(step.model.parameters(), before, strict=True))
+
+
+@KINDS
+@pytest.mark.parametrize("contender", [PLAIN, OURS], ids=str)
+def test_the_parts_make_the_step(kind: type[Step], contender: Contender) -> None:
+    whole, parts = kind(contender, "tiny", 2), kind(contender, "tiny", 2)
+    whole.gradients()
+    assert all(seconds > 0 for seconds in parts.parts().values())
+    expected = dict(whole.model.named_parameters())
+    for name, parameter in parts.model.named_parameters():
+        if not name.startswith("slot_attention.slots_"):  # the slots that they draw are given to the parts
+            torch.testing.assert_close(parameter.grad, expected[name].grad)
+
+
+@KINDS
+def test_only_ours_has_images_in_channels_last_order(kind: type[Step]) -> None:
+    plain, ours = (kind(contender, "tiny", 2).given[0] for contender in (PLAIN, OURS))
+    assert torch.equal(plain, ours)
+    assert plain.is_contiguous()
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_peak_memory_is_that_of_the_activations() -> None:
+    # What the plain decoder keeps for the backward pass: 64 channels of the copied slots, 32 of three layers.
+    kept = 8 * 4 * 35 * 35 * (64 + 3 * 32) * 4 / 2**20
+    assert kept < training_step._peak_mib_here(DiscoveryStep, PLAIN, "tetrominoes", 8, 1) < 6 * kept
+
+
+@KINDS
+def test_the_command_writes_the_tasks_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: type[Step]
+) -> None:
+    monkeypatch.setattr(training_step, "peak_mib", lambda *_: 1.0)
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--quick", "--threads", "1", "--out", str(tmp_path)])
+    training_step.main(kind, {"tiny": 3}, {"tiny": 2}, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{kind.task}-cpu.csv", f"{kind.task}-cpu.md"]
+    assert "| tiny | 2 | plain | " in capsys.readouterr().out
+
+
+def test_contenders() -> None:
+    assert [str(contender) for contender in ON_GPU[::3]] == ["plain", "ours, compiled", "plain, bf16, compiled"]
+
+
+def test_rounding_does_not_decide_which_slots_objects_get() -> None:
+    step = PropertyStep(PLAIN, "tiny", 8)
+    images, targets, noise = step.given
+    predictions = step.model(images, noise).detach()
+    rounded = predictions + 0.001 * torch.randn(predictions.shape, generator=torch.Generator().manual_seed(0))
+    pairs = (match((x[:, None] - targets[:, :, None]).square().sum(-1))[1] for x in (predictions, rounded))
+    real = targets[..., -1] > 0  # padding may have any of the others
+    assert torch.equal(*(columns[real] for columns in pairs))
+
+
+def test_clearness_is_that_of_the_cheapest_exchange() -> None:
+    targets = torch.zeros(2, 3, 19)
+    targets[:, 0, 0], targets[:, 1, 0] = 1, 0.5
+    predictions = targets.clone()
+    targets[1, 1] = predictions[1, 1] = 0  # one object and two rows of padding
+    predictions[:, 2, 0] = 0.25
+    # Squares: of 0.5 and 0, of 1 and 0, which exchange their slots.
+    growth = [0.25**2 + 0.5**2 - 0.25**2, 0.75**2 + 1 - 0.25**2]
+    assert clearness(predictions, targets).tolist() == pytest.approx([x / 2 / 19 for x in growth])
