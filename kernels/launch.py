@@ -56,7 +56,7 @@ def attend_config(
     else:
         elements = 8192 if itemsize == 2 else 2048 if which == "query" else 4096
         block_n = max(16, min(128, elements // block_d, 2048 // columns))
-        if block_d > 256 or columns > 32:
+        if block_d > 256 or columns > (16 if which == "first" else 32):
             num_warps = 8
     tiles = -(-N // block_n)
     # About four programs for each multiprocessor, so that the last wave costs little.

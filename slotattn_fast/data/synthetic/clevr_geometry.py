@@ -87,6 +87,11 @@ def same_scene(solids: Solids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return one[both], other[both]
 
 
+def square_root(x: Tensor) -> Tensor:
+    """As IEEE 754 prescribes it; torch.sqrt is not on every CPU: by MKL, on AMD's, last bits differ."""
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else torch.sqrt(x)
+
+
 def dot(a: Vector, b: Vector) -> Tensor:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
@@ -104,7 +109,7 @@ def scale(a: Vector, factor: Tensor | float) -> Vector:
 
 
 def unit(a: Vector) -> Vector:
-    length = torch.sqrt(dot(a, a))
+    length = square_root(dot(a, a))
     return a[0] / length, a[1] / length, a[2] / length
 
 
@@ -216,7 +221,7 @@ def crossing(shape: int, origin: Vector, direction: Vector, extent: Tensor) -> t
     if shape == SPHERE:
         pz = origin[2] + z * middle
         rest = rest - pz * pz
-    half = torch.sqrt(torch.clamp(rest, min=0.0) / square)
+    half = square_root(torch.clamp(rest, min=0.0) / square)
     chord = middle - half, middle + half
     return chord if shape == SPHERE else _overlap(chord, _slab(origin[2], z, extent))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slotattn_fast.data.synthetic.clevr_geometry import Vector, add, dot, scale, subtract, unit
+from slotattn_fast.data.synthetic.clevr_geometry import Vector, add, dot, scale, square_root, subtract, unit
 
 LAMP_STRENGTHS = (100.0, 30.0, 50.0)
 LAMP_COLORS = ((1.0, 0.932, 0.817), (0.762, 0.818, 1.0), (1.0, 1.0, 1.0))
@@ -54,7 +54,7 @@ def lamp_beams(places: list[Vector], points: Vector) -> list[Beam]:
     for place, power in zip(places, LAMP_STRENGTHS, strict=True):
         to = subtract(place, points)
         square = dot(to, to)
-        direction = scale(to, 1.0 / torch.sqrt(square))
+        direction = scale(to, 1.0 / square_root(square))
         aimed = torch.clamp(dot(direction, unit(place)), min=0.0)
         beams.append(Beam(direction, aimed * (EXPOSURE * power) / (square + SOFTENING)))
     return beams

@@ -28,6 +28,7 @@ from slotattn_fast.data.synthetic.clevr_geometry import (
     rays_within,
     rectangles_around,
     scale,
+    square_root,
     take,
     to_camera,
     to_vector,
@@ -82,7 +83,7 @@ def render(scenes: Scenes, view: View, device: torch.device) -> tuple[Tensor, Te
 
     beams = lamp_beams([_column(place) for place in lamps], ground)
     beams = [beam.behind(_lit(part).view_as(down)) for beam, part in zip(beams, blocked, strict=True)]
-    inverse = 1.0 / torch.sqrt(dot(grid, grid))
+    inverse = 1.0 / square_root(dot(grid, grid))
     open_sky = _open_sky(solids, table, winner, flat, view).view_as(down)
     picture = ground_radiance(beams, open_sky, -grid[2] * inverse)
 

@@ -21,6 +21,7 @@ from slotattn_fast.data.synthetic.clevr_geometry import (
     same_scene,
     scale,
     spread,
+    square_root,
     subtract,
     take,
     turn,
@@ -110,7 +111,7 @@ def _normals(table: Frames, shape: int, solid: Tensor, point: Vector) -> Vector:
         cosine, sine = table.cosine[solid], table.sine[solid]
         x, y, z = turn((x, y, z), cosine, -sine)
         return unit(turn((_beyond(x, inner), _beyond(y, inner), _beyond(z, inner)), cosine, sine))
-    radius = torch.clamp(torch.sqrt(x * x + y * y), min=1e-6)
+    radius = torch.clamp(square_root(x * x + y * y), min=1e-6)
     outward = torch.clamp(radius - inner, min=0.0) / radius
     return unit((x * outward, y * outward, _beyond(z, inner)))
 
@@ -129,7 +130,7 @@ def ball_occlusion(ground: Vector, centre: Vector, radius: Tensor) -> Tensor:
     x, y = ground[0] - centre[0], ground[1] - centre[1]
     square = radius * radius
     ratio = square / (x * x + y * y + square)
-    return torch.clamp(ratio * torch.sqrt(ratio) - (1.0 + OCCLUSION_REACH**2) ** -1.5, min=0.0)
+    return torch.clamp(ratio * square_root(ratio) - (1.0 + OCCLUSION_REACH**2) ** -1.5, min=0.0)
 
 
 def _metal(
