@@ -22,8 +22,8 @@ from slotattn_fast.data.synthetic.clevr_geometry import FOCAL_LENGTH, VIEW_HEIGH
 from slotattn_fast.data.synthetic.clevr_render import render
 from slotattn_fast.data.synthetic.clevr_scenes import SCENE_LIMIT, Scenes, sample_scenes
 
-_AT_ONCE, _AT_ONCE_ON_CPU = 64, 4
-"""Scenes computed at once: on a CPU few, so that their rays stay in its caches."""
+_AT_ONCE, _AT_ONCE_ON_CPU = 64, 4 * 128**2
+"""Scenes computed at once; on a CPU so few that they have no more pixels than that, whose rays stay in its caches."""
 
 
 def sample_clevr(
@@ -57,7 +57,7 @@ def sample_clevr(
     """
     indices = _checked(seed, scenes, num_objects, size)
     place = torch.device(device)
-    at_once = _AT_ONCE_ON_CPU if place.type == "cpu" else _AT_ONCE
+    at_once = max(1, min(_AT_ONCE, _AT_ONCE_ON_CPU // size**2)) if place.type == "cpu" else _AT_ONCE
     view = _view(crop, size)
     batches = []
     for start in range(0, max(len(indices), 1), at_once):
