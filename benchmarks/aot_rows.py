@@ -323,7 +323,7 @@ KNOWN = (
     Known(
         r"(discovery|fp64 scalars|width 128)/(update|update, backward.*|absorb, backward)/.*",
         "stack_bytes",
-        "products on tensor cores take more registers: for bfloat16 a launch takes 11 us forward and 21 backward (gpu-time.md)",
+        "products on tensor cores take more registers; a launch in bfloat16 takes 11 and 21 us (gpu-time.md)",
     ),
     Known(r"(slots (33|64)|heads 4)/forward/.*", "stack_bytes", "too many columns for blocks of 128 inputs"),
     Known(
