@@ -66,7 +66,7 @@ def parts(toy: bool) -> dict[str, Part]:
     if toy:
         return {
             "tetrominoes": partial(compare, DiscoveryStep, "tetrominoes", toy),
-            "quick properties": partial(compare, PropertyStep, "quick", toy),
+            "clevr6 properties": partial(compare, PropertyStep, "clevr6", toy),
             CONVOLUTIONS: partial(convolutions, toy),
         }
     return {

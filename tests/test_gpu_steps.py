@@ -18,7 +18,7 @@ from slotattn_fast.models.convolution import SameConvTranspose2d
 from slotattn_fast.train.config import PRESETS
 from slotattn_fast.train.tasks import task_of
 
-TOYS = [(DiscoveryStep, "tetrominoes"), (PropertyStep, "quick")]
+TOYS = [(DiscoveryStep, "tetrominoes"), (PropertyStep, "clevr6")]
 HERE = {"gpu": "none", "commit": "a"}
 
 
@@ -83,7 +83,7 @@ def test_toy_stage(tmp_path: Path) -> None:
     assert gpu.run("steps", tmp_path, toy=True)
     record = json.loads((tmp_path / "toy-gpu-steps.json").read_text())
     compiled = {"ours, bf16, compiled", "plain, bf16, compiled"}
-    for part, further in (("tetrominoes", compiled), ("quick properties", set())):
+    for part, further in (("tetrominoes", compiled), ("clevr6 properties", set())):
         found = record[part]["found"]
         names = [row["contender"] for row in found["rows"]]
         assert names[:2] == ["plain", "plain, bf16"]
@@ -98,7 +98,7 @@ def test_one_part_alone(tmp_path: Path) -> None:
     assert gpu.run("steps", tmp_path, toy=True, only=gpu_steps_table.CONVOLUTIONS)
     record = json.loads((tmp_path / "toy-gpu-steps.json").read_text())
     assert list(record) == [gpu_steps_table.CONVOLUTIONS]
-    with pytest.raises(SystemExit, match="--only: got 'clevr', expected one of 'tetrominoes', 'quick properties', "):
+    with pytest.raises(SystemExit, match="--only: got 'clevr', expected one of 'tetrominoes', 'clevr6 properties', "):
         gpu.run("steps", tmp_path, toy=True, only="clevr")
 
 
@@ -143,8 +143,8 @@ def test_measured_times_come_into_the_rows(monkeypatch: pytest.MonkeyPatch) -> N
         return {name: [8.0, 16.0, 24.0] if name == "plain" else [1.0, 2.0, 3.0] for name in calls}
 
     monkeypatch.setattr(gpu_steps, "milliseconds", milliseconds)
-    found = gpu_steps.compare(PropertyStep, "quick", True, 60)
-    assert (found["batch"], found["steps"]) == (1, 2000)
+    found = gpu_steps.compare(PropertyStep, "clevr6", True, 60)
+    assert (found["batch"], found["steps"]) == (1, 150_000)
     rows = {row["contender"]: row for row in found["rows"]}
     assert rows[GRAPH]["ms"][1] == 2
     assert rows[GRAPH]["faster"] == 8

@@ -206,7 +206,7 @@ def trained(out: Path, name: str, *options: str) -> int:
 
 
 def test_a_run_ends_with_weights_evaluation_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert trained(tmp_path, "run", "--steps", "4", "--stepwise", "--coordinate-scale", "2") == 0
+    assert trained(tmp_path, "run", "--steps", "4", "--no-implicit", "--stepwise", "--coordinate-scale", "2") == 0
     run = tmp_path / "run"
     saved = json.loads((run / "config.json").read_text())
     assert (saved["task"], saved["preset"], saved["steps"]) == ("property", "quick", 4)
@@ -232,7 +232,7 @@ def test_a_run_ends_with_weights_evaluation_and_picture(tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, precision: str) -> None:
-    options = ["--steps", "9", "--precision", precision]
+    options = ["--steps", "9", "--precision", precision, "--scenes", "7"]  # the third epoch
     assert trained(tmp_path, "whole", *options) == 0
 
     def stopped() -> None:

@@ -5,11 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from slotattn_fast.data import generated
 from slotattn_fast.data.errors import DataError
 from slotattn_fast.data.generated import FIRST_HELD_OUT, HELD_OUT_SEED, sampler
 from slotattn_fast.data.prepare import generate
 from slotattn_fast.data.split import open_split
+from slotattn_fast.data.synthetic.tetrominoes import sample_tetrominoes
 
 NAMES = ["images", "labels"]
 SPRITES = "multi-dsprites-colored-on-grayscale"
@@ -88,3 +91,21 @@ def test_the_folder_is_mapped_and_never_written_to(folder: str) -> None:
     images = open_split(folder, "train", ["images"]).read(np.arange(4))["images"]
     images.zero_()
     assert file.read_bytes() == before
+
+
+def test_a_number_of_generated_scenes_is_drawn_once_and_gone_through_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def sample(seed: int, scenes: NDArray[np.int64]) -> dict[str, NDArray[np.uint8]]:
+        asked.extend(np.asarray(scenes).tolist())
+        return sample_tetrominoes(seed, scenes)
+
+    monkeypatch.setattr(generated, "sample_tetrominoes", sample)
+    split = open_split("tetrominoes", "train", ["images", "labels"], seed=3, scenes=5)
+    assert split.count == 5
+    first, again = split.read(np.array([4, 1, 4])), split.read(np.array([1, 2, 4]))
+    assert sorted(asked) == [1, 2, 4]
+    drawn = sample_tetrominoes(3, [1, 2, 4])
+    for name in ("images", "labels"):
+        np.testing.assert_array_equal(first[name].numpy(), drawn[name][[2, 0, 2]])
+        np.testing.assert_array_equal(again[name].numpy(), drawn[name])

@@ -40,19 +40,21 @@ def open_split(
     max_objects: int | None = None,
     device: torch.device | None = None,
     size: int | None = None,
+    scenes: int | None = None,
 ) -> Split:
     """The "train" or "eval" split of `data`: the name of a data set that is generated, or a prepared folder.
 
     `names` are the arrays wanted: "images" uint8 [B, H, W, C], "labels" uint8 [B, H, W], and the others of a prepared
     folder. `seed` is of generated scenes to train on; those to evaluate are always the same. `max_objects` leaves out
     scenes with more objects. On a CUDA `device` prepared arrays are kept there if they fit in half of its free memory,
-    and CLEVR is drawn there. `size` is the side of CLEVR's images where they are drawn, 128 if None.
+    and CLEVR is drawn there. `size` is the side of CLEVR's images where they are drawn, 128 if None. With `scenes`,
+    generated data end after so many, each of which is drawn when it is first asked for, and kept.
 
     Raises `DataError` for a folder that cannot be used, has not all of `names`, or has no scene of so few objects.
     """
     device = torch.device("cpu") if device is None else device
     if data in GENERATED:
-        return _generated(data, split, names, seed, max_objects, device, size)
+        return _generated(data, split, names, seed, max_objects, device, size, scenes)
     if not Path(data).exists():
         raise DataError(
             f"data: got {data!r}, which is neither a prepared folder nor one of {', '.join(GENERATED)}; "
@@ -75,6 +77,7 @@ def _generated(
     max_objects: int | None,
     device: torch.device,
     size: int | None,
+    count: int | None,
 ) -> Split:
     sample = sampler(name, max_objects, device, size)
     of_seed, first = seed_and_first(split, seed)
@@ -88,7 +91,27 @@ def _generated(
         scenes = sample(of_seed, first + indices)
         return {key: torch.as_tensor(scenes[key]) for key in names}
 
-    return Split(None, read)
+    return Split(None, read) if count is None else Split(count, _kept(read, count))
+
+
+def _kept(
+    read: Callable[[NDArray[np.int64]], dict[str, Tensor]], count: int
+) -> Callable[[NDArray[np.int64]], dict[str, Tensor]]:
+    """The same as `read`, which is asked for each of `count` scenes once."""
+    kept: dict[str, Tensor] = {}
+    there = np.zeros(count, bool)
+
+    def read_again(indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        new = np.unique(indices[~there[indices]])
+        if len(new):
+            for key, values in read(new).items():
+                if key not in kept:
+                    kept[key] = values.new_empty(count, *values.shape[1:])
+                kept[key][torch.from_numpy(new).to(values.device)] = values
+            there[new] = True
+        return {key: values[torch.from_numpy(indices).to(values.device)] for key, values in kept.items()}
+
+    return read_again
 
 
 def _prepared(path: Path, split: str, names: Sequence[str], max_objects: int | None, device: torch.device) -> Split:

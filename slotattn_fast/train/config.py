@@ -39,6 +39,8 @@ class TrainConfig:
     """Fields of the model's configuration that differ from its defaults; all of them in a run's config.json."""
     data_sha256: str | None = None
     """Fingerprint of the prepared folder that the run began with; None of generated data."""
+    scenes: int | None = None
+    """Scenes to train on where they are generated, each drawn once and kept in memory; None: without end."""
     max_objects: int | None = None
     """Leave out scenes with more objects: 6 makes CLEVR6 of CLEVR."""
     greyscale: bool = False
@@ -78,8 +80,10 @@ class TrainConfig:
             raise ValueError(f"seed: got {self.seed}, expected less than 2^63")
         if type(self.data) is not str or not self.data:
             raise ValueError(f"data: got {self.data!r}, expected a data set's name or a folder")
-        if self.max_objects is not None and (type(self.max_objects) is not int or self.max_objects < 1):
-            raise ValueError(f"max_objects: got {self.max_objects!r}, expected an integer of at least 1, or None")
+        for name in ("scenes", "max_objects"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1, or None")
         for name in ("greyscale", "compile", "cuda_graph"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected True or False")
@@ -108,10 +112,11 @@ class TrainConfig:
 def from_json(values: Mapping[str, Any]) -> TrainConfig:
     """The configuration that `dataclasses.asdict` turned into `values`, after a journey through JSON.
 
-    Raises ValueError for a field that is missing, unknown or of a value that cannot be used.
+    A field that runs of before did not have takes its default. Raises ValueError for a field that is missing, unknown
+    or of a value that cannot be used.
     """
     known, came = {f.name for f in fields(TrainConfig)}, set(values)
-    if known != came:
+    if came - known or known - came - {"scenes"}:
         raise ValueError(f"fields missing: {sorted(known - came)}, unknown: {sorted(came - known)}")
     model = {name: tuple(v) if isinstance(v, list) else v for name, v in values["model"].items()}
     return TrainConfig(**{**values, "model": model})

@@ -40,6 +40,7 @@ def training_batches(
         max_objects=config.max_objects,
         device=fabric.device,
         size=model.image_size,
+        scenes=config.scenes,
     )
     return feed(
         split,
