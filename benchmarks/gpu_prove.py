@@ -18,6 +18,7 @@ TESTS = {
     "kernels over the slots": "tests/test_kernels_update.py",
     "absorbed projections": "tests/test_kernels_absorb.py",
     "the decoder's end": "tests/test_mixture.py",
+    "matching": "tests/test_matching.py",
     "launch table against float64": "tests/test_launch_table.py",
     "graphs, compiler, autocast, 100 runs, 2^31 elements": "tests/test_gpu.py",
     "the training step as a graph": "tests/test_step.py",

@@ -94,6 +94,13 @@ class Train:
             # A folder is found again from wherever the run is resumed.
             folder = prepared_folder(self.data)
             given["data"] = self.data if folder is None else str(folder.resolve())
+            if folder is not None:
+                if "scenes" in given:
+                    raise ValueError(
+                        f"scenes: got {given['scenes']} with {self.data}, a prepared folder, which is trained on in "
+                        "whole; leave out --scenes, which is for scenes that are generated"
+                    )
+                given["scenes"] = None
         return replace(preset, model={**preset.model, **model}, **given)
 
     def folder(self) -> Path:

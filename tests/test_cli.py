@@ -192,6 +192,16 @@ def test_every_field_is_in_the_help(
 
 
 @pytest.mark.usefixtures("few_scenes")
+def test_scenes_are_of_generated_data_alone(tmp_path: Path) -> None:
+    def config(*options: str) -> TrainConfig:
+        return cli._parse(["train", "property", *options]).config()
+
+    assert config("--data", str(tmp_path)).scenes is None  # of a prepared folder, all
+    assert config("--data", "clevr").scenes == PRESETS["property"]["quick"].scenes is not None
+    with pytest.raises(ValueError, match=f"scenes: got 5 with {tmp_path}, a prepared folder, which is trained on in w"):
+        config("--data", str(tmp_path), "--scenes", "5")
+
+
 def test_default_name(tmp_path: Path) -> None:
     assert cli.main(["train", "discovery", "--steps", "1", "--batch-size", "1", "--out", str(tmp_path)]) == 0
     (run,) = tmp_path.iterdir()

@@ -1,6 +1,7 @@
 """The batches of training: functions of seed and step, every scene once an epoch, in parts for several processes."""
 
 import threading
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain, islice
 
@@ -29,6 +30,13 @@ def batches(count: int | None, steps: int, **others: int) -> list[list[int]]:
     arguments = {"seed": 1, "batch_size": 6, "start": 0, **others}
     with closing(feed(numbered(count), device=CPU, **arguments)) as endless:
         return [batch["index"].tolist() for batch in islice(endless, steps)]
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_generated_scenes_come_in_the_order_of_their_index() -> None:
@@ -89,6 +97,20 @@ def test_an_error_while_reading_reaches_the_training() -> None:
     endless = feed(Split(None, read), seed=0, batch_size=2, start=0, device=CPU)
     with pytest.raises(OSError, match="gone"):
         next(endless)
+
+
+def test_reading_takes_one_core_and_leaves_the_training_its_own(restored_threads: None) -> None:
+    torch.set_num_threads(2)
+    seen = []
+
+    def read(indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        seen.append(torch.get_num_threads())
+        return {}
+
+    with closing(feed(Split(None, read), seed=0, batch_size=2, start=0, device=CPU)) as endless:
+        next(endless)
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 2
 
 
 def test_closing_ends_the_thread() -> None:

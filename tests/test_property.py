@@ -39,7 +39,7 @@ MODEL = PropertyConfig(
 
 
 def config(model: PropertyConfig = MODEL, **others: Any) -> TrainConfig:
-    return replace(PRESETS["property"]["quick"], model=asdict(model), **{"max_objects": 4, **others})
+    return replace(PRESETS["property"]["quick"], model=asdict(model), **{"max_objects": 4, "scenes": None, **others})
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
 
 import numpy as np
@@ -34,7 +34,8 @@ def feed(
 
     A step's batch of `batch_size` scenes is cut into `world_size` equal parts, of which this gives the one of `rank`.
     Prepared scenes come in a new order each epoch, every scene once before any comes again; generated ones in the order
-    of their index. Reading goes on in a thread, two batches ahead; images stay uint8 until they are on the device.
+    of their index. Reading goes on in one thread, two batches ahead, and leaves the other cores to the training; images
+    stay uint8 until they are on the device.
 
     Raises ValueError for a `batch_size` that the processes cannot share alike.
     """
@@ -55,7 +56,8 @@ def feed(
 def _prefetched(
     read: Callable[[int], dict[str, Tensor]], start: int, device: torch.device
 ) -> Generator[dict[str, Tensor]]:
-    background = ThreadPoolExecutor(1)
+    # PyTorch's number of threads belongs to the thread that sets it: the training keeps its own.
+    background = ThreadPoolExecutor(1, initializer=partial(torch.set_num_threads, 1))
     try:
         ahead: deque[Future[dict[str, Tensor]]] = deque(background.submit(read, start + i) for i in range(_AHEAD))
         for step in count(start + _AHEAD):
