@@ -2,6 +2,7 @@
 
 import csv
 import subprocess
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,14 @@ RESULTS, README = Path("benchmarks/results"), Path("README.md")
 
 
 def commit() -> str:
-    result = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
+    """Of the checkout, with "-dirty" if a tracked file differs, other than those that benchmarks write."""
+    head = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RESULTS}", f":!{README}")
+    return f"{head or 'unknown'}{'-dirty' * bool(changed)}"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def today() -> str:
@@ -28,10 +35,36 @@ def write_results(name: str, rows: list[dict[str, Any]], table: str, folder: Pat
     (folder / f"{name}.md").write_text(table)
     print(table)
     if folder == RESULTS:
-        _put_into_readme(f"{name}.md", table)
+        put_into_readme(f"{name}.md", table)
 
 
-def _put_into_readme(name: str, table: str) -> None:
+def upsert(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) -> None:
+    """Puts rows into a CSV file, each in place of the one with the same values of `key`, in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(rows[0])
+    kept = {tuple(row[k] for k in key): {name: row.get(name, "") for name in columns} for row in read_rows(path)}
+    kept |= {tuple(str(row[name]) for name in key): {name: _short(row[name]) for name in row} for row in rows}
+    fresh = path.with_suffix(".new")
+    with fresh.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(kept.values())
+    fresh.replace(path)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Of a CSV file; none if it is not there."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.5g}" if isinstance(value, float) else value
+
+
+def put_into_readme(name: str, table: str) -> None:
     """Replaces what stands between `<!-- name -->` and `<!-- end of name -->`."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, _, rest = README.read_text().partition(begin)

@@ -10,7 +10,7 @@ from collections import Counter
 import torch
 
 from .cost import WRITTEN, Shape, call, decoder_maps, mixture_plans, recorded
-from .gpu_measure import on_gpu
+from .measure import on_gpu
 
 # Two splits of an image, of which the last block is not full; both masks.
 ON_CHIP = "on_chip_fwd_kernel"  # Hopper alone

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from slotattn_fast.train.config import PRESETS
 
+from .contenders import difference
 from .discovery import DiscoveryStep
-from .gpu_measure import ceilings, milliseconds, on_gpu, peak_bytes, percentiles
 from .gpu_record import NOT_MEASURED, Found, Part, Record
 from .gpu_steps_table import CLEVR6, CONVOLUTIONS, GRAPH, SETS, report
-from .gpu_time import difference
+from .measure import ceilings, milliseconds, on_gpu, peak_bytes, percentiles
 from .property import PropertyStep
 from .training_step import OURS, PLAIN, Contender, Step, error
 

@@ -11,32 +11,26 @@ reference in float64: a contender with more than twice the error of the referenc
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from operator import truediv
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from . import gpu_table
+from . import contenders, gpu_table
+from .contenders import PASSES, Problem, agreeing, problem
 from .cost import Shape, plans
-from .gpu_measure import Call, captured, ceilings, milliseconds, on_gpu, peak_bytes, percentiles
 from .gpu_record import NOT_MEASURED, Found, Part, Record
+from .measure import Call, ceilings, milliseconds, on_gpu, peak_bytes, percentiles
 
 DIM, ITERS, ROUNDS = 64, 3, 30
-DRAW = 1  # seed of the initial slots
-PASSES = ("forward+backward", "forward")
 # Passes over the inputs: each from memory, and the fewest that there can be, for inputs held on the chip.
 UNITS = {"forward+backward": (2 * ITERS + 1, 3), "forward": (ITERS, 1)}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 TOY_SIZES = ((2, 40, 3),)
-
-
-class Contender(NamedTuple):
-    call: Call
-    in_graph: bool = False  # its memory is the graph's own, which peak_bytes does not see
+OURS, GRAPH, COMPILED, AUTOTUNED = "ours", "ours, graph", "compiled", "max-autotune"
 
 
 def parts(toy: bool) -> dict[str, Part]:
@@ -54,139 +48,49 @@ def parts(toy: bool) -> dict[str, Part]:
 
 def compare(size: tuple[int, int, int], dtype: str, which: str, autotuned: bool, toy: bool, seconds: float) -> Found:
     """Rows, one for each contender, and the ceilings of the same minute."""
-    plain, inputs, slots = problem(size, DTYPES[dtype])
-    exact = exact_results(plain, inputs, slots, which)
-    measured, rows, allowed = {}, [], float("inf")
-    for name, make in makers(plain, inputs, slots, which, autotuned, toy).items():
-        row: dict[str, Any] = {"contender": name}
-        rows.append(row)
-        try:
-            contender = make()
-            error = row["error"] = difference(contender.call(), exact)
-        except Exception as failure:  # a compiler that fails is no reason to lose the others
-            row[NOT_MEASURED] = f"{type(failure).__name__}: {failure}"[:500]
-            continue
-        if name == "reference":
-            allowed = 2 * error + 1e-5
-        if not error <= allowed:
-            row[NOT_MEASURED] = f"off by {error:.1e} of the norm, and {allowed:.1e} is allowed"
-            continue
-        measured[name] = contender
-        row["peak_bytes"] = None if contender.in_graph else peak_bytes(contender.call)
-    times = milliseconds({name: contender.call for name, contender in measured.items()}, 1 if toy else ROUNDS)
+    B, N, K = size
+    given = problem(Shape(B, N, DIM, K, DIM, ITERS, DTYPES[dtype]), which)
+    calls, rows = agreeing(given, makers(given, autotuned, toy))
+    for row in rows:
+        # What is in a graph has memory of the graph's own.
+        if row["contender"] in calls:
+            in_graph = row["contender"] in (GRAPH, AUTOTUNED)
+            row["peak_bytes"] = None if in_graph else peak_bytes(calls[row["contender"]])
+    times = milliseconds(calls, 1 if toy else ROUNDS)
     for row in rows:
         if values := times.get(row["contender"]):
             row["ms"] = percentiles(values)
             if "ours" in times:
                 row["times_ours"] = statistics.median(map(truediv, values, times["ours"]))
     units, fewest = UNITS[which]
-    return {"rows": rows, "inputs_bytes": inputs.nbytes, "units": units, "fewest_units": fewest, **ceilings()}
+    return {"rows": rows, "inputs_bytes": given.inputs.nbytes, "units": units, "fewest_units": fewest, **ceilings()}
 
 
-def problem(size: tuple[int, int, int], dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor]:
-    """The reference, inputs and initial slots."""
-    from slotattn_fast.reference import SlotAttention as Reference
-
-    B, N, K = size
-    device = "cuda" if on_gpu() else "cpu"
-    torch.compiler.reset()
-    torch.manual_seed(0)
-    plain = Reference(K, DIM, ITERS).to(device, dtype)
-    inputs = torch.randn(B, N, DIM, device=device).to(dtype).requires_grad_()
-    torch.manual_seed(DRAW)
-    return plain, inputs, plain.initial_slots(inputs, K).detach()
-
-
-def makers(
-    plain: nn.Module, inputs: Tensor, slots: Tensor, which: str, autotuned: bool, toy: bool
-) -> dict[str, Callable[[], Contender]]:
-    """What makes each contender, with the weights of the reference, which comes first."""
-
-    def call(module: nn.Module) -> Call:
-        return partial(step, module, inputs, {"slots_init": slots}, which)
-
-    def compiled(**options: str) -> Contender:
-        return Contender(call(torch.compile(plain, **options)), in_graph="mode" in options)
-
-    def ours() -> Call:
-        return call(own(plain))
-
-    found: dict[str, Callable[[], Contender]] = {"reference": lambda: Contender(call(plain))}
-    # What Inductor compiles for a CPU is not what is measured.
-    options = {"backend": "eager"} if toy else {"mode": "max-autotune"} if autotuned else {}
-    found["max-autotune" if autotuned else "compiled"] = partial(compiled, **options)
+def makers(given: Problem, autotuned: bool, toy: bool) -> dict[str, Callable[[], Call]]:
+    """What makes each contender; the reference comes first."""
+    compiled = AUTOTUNED if autotuned else COMPILED
+    names = {"reference": "reference", compiled: compiled}
     if find_spec("slot_attention") and not autotuned:
-        found["slot-attention"] = lambda: Contender(peer(plain, inputs, which))
-    found["ours"] = lambda: Contender(ours())
+        names["slot-attention"] = "slot-attention"
+    names[OURS] = "triton"
     if not toy:
-        found["ours, graph"] = lambda: Contender(captured(ours()), in_graph=True)
+        names[GRAPH] = "triton, graph"
+    found = {name: partial(contenders.make, contender, given) for name, contender in names.items()}
+    if toy:  # what Inductor compiles for a CPU is not what is measured
+        module = torch.compile(given.plain, backend="eager")
+        slots = {"slots_init": given.slots}
+        found[compiled] = lambda: partial(contenders.step, module, given.inputs, slots, given.which)
     return found
-
-
-def own(plain: nn.Module) -> nn.Module:
-    """Our module, of the weights, dtype and device of the reference."""
-    from slotattn_fast import SlotAttention
-
-    return alike(SlotAttention(plain.num_slots, DIM, ITERS, backend="triton"), plain)
-
-
-def peer(plain: nn.Module, inputs: Tensor, which: str) -> Call:
-    """The PyPI package's, which draws its initial slots itself: in its first call those that the others are given."""
-    from slot_attention import SlotAttention as Peer
-
-    module = alike(Peer(plain.num_slots, DIM, ITERS), plain)
-    torch.manual_seed(DRAW)
-    return partial(step, module, inputs, {}, which)
-
-
-def alike(module: nn.Module, plain: nn.Module) -> nn.Module:
-    parameter = next(plain.parameters())
-    module.to(parameter.device, parameter.dtype).load_state_dict(plain.state_dict())
-    return module
-
-
-def step(module: nn.Module, inputs: Tensor, given: dict[str, Tensor], which: str) -> list[Tensor]:
-    """The slots; in "forward+backward" also the gradients to the inputs and the parameters of the iterations."""
-    torch.compiler.cudagraph_mark_step_begin()  # what a compiled module returned before may be overwritten
-    if which == "forward":
-        with torch.no_grad():
-            return [module(inputs, **given)]
-    slots = module(inputs, **given)
-    return [slots.detach(), *torch.autograd.grad(slots, [inputs, *parameters(module)], torch.ones_like(slots))]
-
-
-def parameters(module: nn.Module) -> list[Tensor]:
-    """Those of the iterations, in the order of their names: not those that the initial slots are drawn with."""
-    named = sorted((name.removeprefix("_orig_mod."), p) for name, p in module.named_parameters())
-    return [p for name, p in named if not name.startswith("slots_")]
-
-
-def exact_results(plain: nn.Module, inputs: Tensor, slots: Tensor, which: str) -> list[Tensor]:
-    """Of the reference in float64, from the same numbers."""
-    from slotattn_fast.reference import SlotAttention as Reference
-
-    exact = Reference(slots.shape[1], DIM, ITERS).to(inputs.device, torch.float64)
-    exact.load_state_dict(plain.state_dict())
-    return step(exact, inputs.detach().double().requires_grad_(), {"slots_init": slots.double()}, which)
-
-
-def difference(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """|found - exact| / |exact|: the largest of slots, gradient to the inputs and gradient to all parameters."""
-    errors = []
-    for group in (slice(0, 1), slice(1, 2), slice(2, None))[: min(len(exact), 3)]:
-        actual, wanted = (torch.cat([x.double().flatten() for x in side[group]]) for side in (found, exact))
-        errors.append((actual - wanted).norm() / wanted.norm())
-    return torch.stack(errors).max().item()  # NaN where any is
 
 
 def profile(size: tuple[int, int, int], seconds: float) -> Found:
     """Microseconds a call of ours by kernel, forward and backward in bfloat16, and bytes/s of our own kernels."""
     calls = 5
-    plain, inputs, slots = problem(size, torch.bfloat16)
-    ours = partial(step, own(plain), inputs, {"slots_init": slots}, "forward+backward")
     B, N, K = size
+    shape = Shape(B, N, DIM, K, DIM, ITERS, torch.bfloat16)
+    ours = contenders.make("triton", problem(shape, "forward+backward"))
     moved: defaultdict[str, int] = defaultdict(int)
-    for plan in plans(Shape(B, N, DIM, K, DIM, ITERS, torch.bfloat16)):
+    for plan in plans(shape):
         for launch in plan.launches:
             moved[launch.kernel] += sum(launch.read.values()) + sum(launch.written.values())
     ours()

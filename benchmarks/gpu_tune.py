@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from . import gpu_table, gpu_tune_slots
-from .gpu_measure import Call, milliseconds, on_gpu
 from .gpu_record import NOT_MEASURED, Found, Part, Record, described
+from .measure import Call, milliseconds, on_gpu
 
 WIDTH, ITERS, ROUNDS = 64, 3, 15
 PASSES = ("first", "forward", "query", "inputs")

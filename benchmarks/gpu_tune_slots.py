@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .gpu_measure import Call, captured, milliseconds, on_gpu
 from .gpu_record import NOT_MEASURED, Found, Part, Record
+from .measure import Call, captured, milliseconds, on_gpu
 
 WIDTH, HIDDEN, CALLS, ROUNDS = 64, 128, 10, 15
 FIELDS = ("precision", "block_rows", "block_chunk", "num_warps", "num_stages", "fetch")  # of UpdateConfig

@@ -13,7 +13,6 @@ which it also puts into README.md.
 import argparse
 import platform
 import statistics
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from benchmarks.conditions import RESULTS, commit, today, write_results
-from benchmarks.gpu_measure import Call, captured, milliseconds, on_gpu
+from benchmarks.measure import Call, captured, on_gpu, samples
 from slotattn_fast.matching import match
 from slotattn_fast.train.environment import processor
 
@@ -61,20 +60,6 @@ def contenders(cost: Tensor) -> dict[str, Call]:
     return calls
 
 
-def timed(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of every call in every round, after one to warm up."""
-    if on_gpu():
-        return milliseconds(calls, rounds)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if number:
-                times[name].append(1e3 * (time.perf_counter() - began))
-    return times
-
-
 def measure(shape: tuple[int, int, int], rounds: int) -> list[Row]:
     cost = make_costs(*shape).to("cuda" if on_gpu() else "cpu")
     calls = contenders(cost)
@@ -82,7 +67,7 @@ def measure(shape: tuple[int, int, int], rounds: int) -> list[Row]:
     sums = {name: cost.double()[each, *call()].sum(1) for name, call in calls.items()}
     for name, found in sums.items():
         torch.testing.assert_close(found, sums[LOOP], rtol=1e-14, atol=0, msg=f"{name}: costs more than SciPy")
-    times = timed(calls, rounds)
+    times = {name: [sample.ms for sample in found] for name, found in samples(calls, rounds).items()}
     rows = []
     for name, values in times.items():
         ratio = statistics.median(loop / own for loop, own in zip(times[LOOP], values, strict=True))

@@ -1,12 +1,24 @@
-"""Time and memory of one SlotAttention call on this CPU: ours, the plain reference and the PyPI package slot-attention.
+"""Time and memory of one SlotAttention call: ours against the plain reference, compiled or not, and slot-attention.
 
-    python -m benchmarks.module [--rounds 15] [--threads 2] [--out benchmarks/results]
+    python -m benchmarks.module PART [--quick] [--rounds N] [--threads N] [--out benchmarks/results]
 
-All contenders have the same weights and initial noise, are checked to agree, and are then timed in one process, one
-after the other in every round; the table gives medians over the rounds and the median of the rounds' ratios. Peak
-memory is the growth of the resident set over that before the call, in a fresh process for each contender, less the
-slots and gradients that every contender must return. Writes module-cpu.csv, a row a measurement, and module-cpu.md,
-which it also puts into README.md.
+Who is compared: benchmarks/contenders.py. All have the same weights, inputs and initial slots, are held against the
+reference in float64, and are then timed in one process, one after the other in every round. Times are medians with the
+20th and 80th percentile; "times_ours" is the median over the rounds of a contender's time over ours in the same round.
+On a CPU `cpu_ms` is what all threads of the process computed. Parameters and inputs are of one dtype, without autocast:
+float32, on a GPU bfloat16 too.
+
+Peak memory is what a call holds at most beyond what it is given and returns (slots and gradients), once without and
+once with what was there before: on a GPU as PyTorch allocates it, on a CPU the growth of the resident set and its size,
+in a fresh process for each contender.
+
+Beside every time stands the least that the machine of the same run allows: the inputs read once, and with gradients
+once more and their gradient written, at the rate of a copy (`floor_ms`); the same if every iteration reads them, as
+ours does (`design_ms`); and 2 products of inputs and slots an iteration, 7 with gradients, at the rate of a matrix
+product (`product_ms`). The limit is the larger of the first and the last.
+
+Rows go into module.csv as soon as they are there, each in place of that of an earlier run on such a machine.
+`python -m benchmarks report` makes tables and plots of them.
 """
 
 import argparse
@@ -14,188 +26,250 @@ import multiprocessing
 import os
 import platform
 import statistics
-import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from operator import truediv
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from benchmarks.conditions import RESULTS, commit, today, write_results
-from slotattn_fast.train.environment import processor
+from . import contenders
+from .conditions import RESULTS, commit, today, upsert
+from .contenders import NAMES, OURS, PASSES, agreeing, problem
+from .cost import Shape
+from .gpu_record import NOT_MEASURED
+from .measure import Rates, give_memory_back, on_gpu, peak_bytes, percentiles, rates, resident_growth, samples
 
-SHAPES = ((8, 16384, 7), (8, 4096, 6), (16, 1024, 10))  # B, N, K: training of CLEVR6, Multi-dSprites, set prediction
-DIM = 64
-CONTENDERS = ("ours", "reference", "slot-attention")
-PASSES = ("forward", "forward+backward")
+Row = dict[str, Any]
 
-
-def make(contender: str, num_slots: int) -> nn.Module:
-    """The module of a contender; the same weights for all."""
-    torch.manual_seed(0)
-    if contender == "ours":
-        from slotattn_fast import SlotAttention
-
-        return SlotAttention(num_slots, DIM, backend="torch")
-    if contender == "reference":
-        from slotattn_fast.reference import SlotAttention as Reference
-
-        return Reference(num_slots, DIM)
-    from slot_attention import SlotAttention as Peer
-
-    return Peer(num_slots, DIM)
-
-
-def make_inputs(B: int, N: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(B, N, DIM, generator=generator).requires_grad_()
-
-
-def step(module: nn.Module, inputs: Tensor, which: str) -> None:
-    """One call; with gradients to the inputs and to all parameters in "forward+backward"."""
-    if which == "forward":
-        with torch.no_grad():
-            module(inputs)
-        return
-    inputs.grad = None
-    module.zero_grad()
-    module(inputs).square().mean().backward()
+CSV = "module.csv"
+SIZES = ("B", "N", "D_in", "K", "D", "T")
+KEY = ("device", "threads", "dtype", *SIZES, "pass", "contender", "measured")
+TIME, MEMORY = "time", "memory"
+COMPILED = ("compiled", "max-autotune")
+IN_GRAPH = ("triton, graph", "max-autotune")  # on a GPU
+# B, N, K: CLEVR6, Multi-dSprites and set prediction; on a GPU as in training, and one image alone.
+CPU_SHAPES = ((8, 16384, 7), (8, 4096, 6), (16, 1024, 10))
+GPU_SHAPES = ((64, 16384, 7), (64, 4096, 6), (512, 1024, 10), (1, 16384, 7))
+QUICK_SHAPES = ((4, 1024, 7),)
+DIM, ITERS = 64, 3
+# One size goes through its values, the others stay.
+SCALED = {
+    "N": (256, 1024, 4096, 16384),
+    "K": (2, 4, 8, 16, 32),
+    "B": (1, 2, 4, 8, 16),
+    "D": (32, 64, 128, 256),
+    "T": (1, 2, 3, 5, 7),
+}
+WITH_MEMORY = ("N", "K")
+QUICK_SCALED = {"N": (256, 1024), "K": (4, 8)}
+PARTS = ("forward", "backward", "memory", "scaling")
 
 
-def check_agreement(modules: dict[str, nn.Module], inputs: Tensor) -> None:
-    """Raise unless slots and all gradients agree to 1e-4 of their norm."""
-    results: dict[str, list[Tensor]] = {}
-    for name, module in modules.items():
-        torch.manual_seed(2)
-        slots = module(inputs)
-        grads = torch.autograd.grad(slots.square().mean(), [inputs, *module.parameters()])
-        results[name] = [slots.detach(), grads[0], torch.cat([g.flatten() for g in grads[1:]])]
-    for name, values in results.items():
-        for value, expected in zip(values, results["reference"], strict=True):
-            error = ((value - expected).norm() / expected.norm()).item()
-            if not error < 1e-4:
-                raise AssertionError(f"{name} differs from the reference by {error:.1e} of its norm")
+def shape_of(B: int, N: int, K: int, dtype: torch.dtype, D: int = DIM, T: int = ITERS) -> Shape:
+    return Shape(B, N, D, K, D, T, dtype)
 
 
-def time_interleaved(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call in every round, after two rounds of warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 2):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if number >= 2:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+def shapes(quick: bool) -> list[Shape]:
+    sizes = QUICK_SHAPES if quick else GPU_SHAPES if on_gpu() else CPU_SHAPES
+    dtypes = (torch.bfloat16, torch.float32) if on_gpu() else (torch.float32,)
+    return [shape_of(*size, dtype) for dtype in dtypes for size in sizes]
 
 
-def peak_memory(contender: str, B: int, N: int, K: int, which: str, threads: int) -> float:
-    """Growth of the resident set during one call less what it returns, in MiB, measured in a fresh process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_memory_here, (contender, B, N, K, which, threads))
+def scaled(name: str, quick: bool) -> list[Shape]:
+    """The shapes in which one size goes through its values."""
+    B, N, K = (QUICK_SHAPES if quick else ((64 if on_gpu() else 8, 4096, 7),))[0]
+    middle = {"B": B, "N": N, "K": K, "D": DIM, "T": ITERS, "dtype": torch.bfloat16 if on_gpu() else torch.float32}
+    times = 8 if on_gpu() and name == "B" else 1
+    return [shape_of(**(middle | {name: value * times})) for value in (QUICK_SCALED if quick else SCALED).get(name, ())]
 
 
-def _peak_memory_here(contender: str, B: int, N: int, K: int, which: str, threads: int) -> float:
-    torch.set_num_threads(threads)
-    module, inputs = make(contender, K), make_inputs(B, N)
-    step(module, make_inputs(2, 64), which)  # what is loaded on first use is not the call's
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak
-    before = memory_status("VmRSS")
-    step(module, inputs, which)
-    returned = [inputs, *module.parameters()] if which == "forward+backward" else []
-    slots = B * K * DIM
-    return (memory_status("VmHWM") - before) / 1024 - 4 * (slots + sum(x.numel() for x in returned)) / 2**20
-
-
-def memory_status(field: str) -> int:
-    """A field of this process's status, in KiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def measure(rounds: int, threads: int) -> list[dict[str, object]]:
-    conditions = {
-        "date": today(),
-        "commit": commit(),
-        "cpu": processor(),
-        "threads": threads,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "dtype": "float32",
-        "D": DIM,
-        "T": 3,
-        "rounds": rounds,
-    }
-    rows: list[dict[str, object]] = []
-    for B, N, K in SHAPES:
-        modules, inputs = {name: make(name, K) for name in CONTENDERS}, make_inputs(B, N)
-        check_agreement(modules, inputs)
+def rows_of(part: str, quick: bool, rounds: int, threads: int) -> Iterator[list[Row]]:
+    """What a part measures, a shape at a time."""
+    names = [name for name in NAMES if name not in COMPILED] if quick else NAMES
+    if part in ("forward", "backward"):
+        which = PASSES[PARTS.index(part)]
+        by_dtype: dict[torch.dtype, Rates] = {}
+        for shape in shapes(quick):
+            speed = by_dtype.setdefault(shape.dtype, rates(shape.dtype))
+            yield times(shape, which, names, rounds, speed)
+    elif part == "memory":
         for which in PASSES:
-            calls = {name: partial(step, module, inputs, which) for name, module in modules.items()}
-            seconds = time_interleaved(calls, rounds)
-            for name in CONTENDERS:
-                ratios = [other / ours for other, ours in zip(seconds[name], seconds["ours"], strict=True)]
-                p20, p50, p80 = (1000 * q for q in _percentiles(seconds[name]))
-                rows.append(
-                    {
-                        "B": B,
-                        "N": N,
-                        "K": K,
-                        "pass": which,
-                        "contender": name,
-                        "ms_p20": round(p20, 3),
-                        "ms_median": round(p50, 3),
-                        "ms_p80": round(p80, 3),
-                        "times_ours": round(statistics.median(ratios), 2),
-                        "peak_mib": round(peak_memory(name, B, N, K, which, threads), 1),
-                        **conditions,
-                    }
-                )
-                print(f"{B} x {N} x {K}  {which:17}{name:15}{p50:9.2f} ms  {rows[-1]['peak_mib']:8} MiB", flush=True)
+            for shape in shapes(quick):
+                yield memory(shape, which, names, threads)
+    else:
+        names = [name for name in names if name not in COMPILED]  # they would compile anew for every point
+        speed = rates(scaled("N", quick)[0].dtype)
+        for size in SCALED:
+            for shape in scaled(size, quick):
+                yield times(shape, PASSES[1], names, rounds, speed)
+                if size in WITH_MEMORY:
+                    yield memory(shape, PASSES[1], names, threads)
+
+
+def times(shape: Shape, which: str, names: Sequence[str], rounds: int, speed: Rates) -> list[Row]:
+    """A row for each contender: its time, or why there is none."""
+    if reason := too_large(shape):
+        return [row(shape, which, name, TIME) | {NOT_MEASURED: reason} for name in names]
+    given = problem(shape, which)
+    ordered = sorted(names, key=lambda name: name != "reference")
+    calls, found = agreeing(given, {name: lambda name=name: contenders.make(name, given) for name in ordered})
+    measured = samples(calls, rounds)
+    own = next((measured[name] for name in OURS if name in measured), None)  # as backend="auto" takes it
+    rows = []
+    for entry in found:
+        name = entry.pop("contender")
+        filled = row(shape, which, name, TIME) | entry | limits(shape, which, speed)
+        if name in measured:
+            p20, p50, p80 = percentiles([sample.ms for sample in measured[name]])
+            filled |= {
+                "ms_p20": p20,
+                "ms_median": p50,
+                "ms_p80": p80,
+                "cpu_ms": statistics.median(sample.cpu_ms for sample in measured[name]),
+                "of_limit": max(filled["floor_ms"], filled["product_ms"]) / p50,
+                "rounds": rounds,
+            }
+            if own is not None:
+                ratios = map(truediv, (s.ms for s in measured[name]), (s.ms for s in own))
+                filled["times_ours"] = statistics.median(ratios)
+        rows.append(filled)
     return rows
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    """Markdown: a line for each shape and pass."""
-    first = rows[0]
-    lines = [
-        f"{first['cpu']}, {first['threads']} threads, torch {first['torch']}, float32, D = {DIM}, T = 3, medians of "
-        f"{first['rounds']} interleaved rounds, commit {first['commit']}, {first['date']}: "
-        f"`python -m benchmarks.module`, benchmarks/results/module-cpu.csv.",
-        "",
-        "| B x N x K | pass | ours | reference | slot-attention | faster than the reference | than slot-attention "
-        "| peak memory: ours | reference | part |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for i in range(0, len(rows), len(CONTENDERS)):
-        ours, reference, peer = rows[i : i + len(CONTENDERS)]
-        part = float(str(ours["peak_mib"])) / float(str(reference["peak_mib"]))
-        lines.append(
-            f"| {ours['B']} x {ours['N']} x {ours['K']} | {ours['pass']} "
-            f"| {ours['ms_median']:.1f} ms | {reference['ms_median']:.1f} ms | {peer['ms_median']:.1f} ms "
-            f"| **{reference['times_ours']:.1f}x** | {peer['times_ours']:.1f}x "
-            f"| {ours['peak_mib']:.0f} MiB | {reference['peak_mib']:.0f} MiB | {part:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+def limits(shape: Shape, which: str, speed: Rates) -> Row:
+    """Milliseconds that the machine's rates allow, as the module's docstring says."""
+    backward = which == PASSES[1]
+    unit_ms = 1e3 * shape.unit / speed.copy_bytes_per_s
+    product = 2 * shape.B * shape.N * shape.K * shape.D_in
+    return {
+        "floor_ms": (3 if backward else 1) * unit_ms,
+        "design_ms": (2 * shape.T + 1 if backward else shape.T) * unit_ms,
+        "product_ms": 1e3 * (7 if backward else 2) * shape.T * product / speed.flop_per_s,
+        "copy_gb_per_s": speed.copy_bytes_per_s / 1e9,
+        "product_gflop_per_s": speed.flop_per_s / 1e9,
+    }
 
 
-def _percentiles(values: list[float]) -> tuple[float, float, float]:
-    p20, _, _, p80 = statistics.quantiles(values, n=5)
-    return p20, statistics.median(values), p80
+def memory(shape: Shape, which: str, names: Sequence[str], threads: int) -> list[Row]:
+    """A row for each contender: its peak, or why there is none."""
+    rows = []
+    for name in names:
+        found: Row = {}
+        if reason := too_large(shape):
+            found[NOT_MEASURED] = reason
+        elif on_gpu() and name in IN_GRAPH:
+            found[NOT_MEASURED] = "a graph has memory of its own"
+        else:
+            try:
+                found["peak_mib"], found["absolute_mib"] = peak_mib(shape, which, name, threads)
+            except contenders.Unavailable as why:
+                found[NOT_MEASURED] = str(why)
+            except Exception as failure:
+                found[NOT_MEASURED] = f"{type(failure).__name__}: {failure}"[:500]
+        rows.append(row(shape, which, name, MEMORY) | found)
+    return rows
+
+
+def peak_mib(shape: Shape, which: str, name: str, threads: int) -> tuple[float, float]:
+    """Of a call, beyond what it is given and returns; and with what was there before."""
+    if on_gpu():
+        call = contenders.make(name, problem(shape, which))
+        call()
+        peak = peak_bytes(call) or 0
+        return peak / 2**20, torch.cuda.max_memory_allocated() / 2**20
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.contenders", "slotattn_fast.modules"])  # spend its seconds once
+    with ProcessPoolExecutor(1, context) as pool:  # a process for each
+        return pool.submit(_peak_mib_here, shape, which, name, threads).result()
+
+
+def _peak_mib_here(shape: Shape, which: str, name: str, threads: int) -> tuple[float, float]:
+    torch.set_num_threads(threads)
+    give_memory_back()
+    call = contenders.make(name, problem(shape, which))
+    returned = sum(x.nbytes for x in call())  # the first call also loads and compiles
+    growth, absolute = resident_growth(call)
+    return growth - returned / 2**20, absolute
+
+
+def too_large(shape: Shape) -> str | None:
+    """Why a shape is not tried: the reference in float64, which keeps the most, would not fit."""
+    needed = 8 * shape.B * shape.N * (12 * shape.D_in + 6 * shape.T * shape.K)
+    free = torch.cuda.mem_get_info()[0] if on_gpu() else _available_memory()
+    if needed <= free:
+        return None
+    return f"not enough memory: the comparison needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
+
+
+def _available_memory() -> int:
+    """Bytes. Linux."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def row(shape: Shape, which: str, name: str, measured: str) -> Row:
+    """The sizes, and every column that is still empty."""
+    sizes = {size: getattr(shape, size) for size in SIZES}
+    empty = ("ms_p20", "ms_median", "ms_p80", "cpu_ms", "times_ours", "of_limit", "error", "peak_mib", "absolute_mib")
+    more = ("floor_ms", "design_ms", "product_ms", "copy_gb_per_s", "product_gflop_per_s", "rounds", NOT_MEASURED)
+    dtype = str(shape.dtype).removeprefix("torch.")
+    head = {"dtype": dtype, **sizes, "pass": which, "contender": name, "measured": measured}
+    return head | dict.fromkeys((*empty, *more), "")
+
+
+def conditions(threads: int) -> Row:
+    from slotattn_fast.train.environment import processor
+
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu() else processor(),
+        "where": "cuda" if on_gpu() else "cpu",
+        "threads": threads,
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "slot_attention": _version("slot-attention"),
+        "python": platform.python_version(),
+        "commit": commit(),
+        "date": today(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each call")
+    parser.add_argument("part", choices=PARTS, help="what to measure; scaling: time and memory over N, K, B, D and T")
+    parser.add_argument("--quick", action="store_true", help="small sizes, nothing compiled")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each call, at least 2")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="PyTorch's threads")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    rows = measure(arguments.rounds, arguments.threads)
-    write_results("module-cpu", rows, table(rows), arguments.out)
+    given = parser.parse_args()
+    if given.rounds < 2 or given.threads < 1:
+        parser.error(f"--rounds: got {given.rounds}, expected at least 2; --threads: got {given.threads}, at least 1")
+    torch.set_num_threads(given.threads)
+    where = conditions(given.threads)
+    for rows in rows_of(given.part, given.quick, given.rounds, given.threads):
+        upsert(given.out / CSV, [where | each for each in rows], KEY)
+        for each in rows:
+            print(described(each), flush=True)
+
+
+def described(each: Row) -> str:
+    """A row in a line."""
+    sizes = " x ".join(str(each[size]) for size in ("B", "N", "K"))
+    head = f"{each['dtype']} {sizes}, D {each['D']}, T {each['T']}, {each['pass']:17}{each['contender']:15}"
+    if each[NOT_MEASURED]:
+        return f"{head} {NOT_MEASURED}: {each[NOT_MEASURED]}"
+    if each["measured"] == MEMORY:
+        return f"{head}{each['peak_mib']:9.1f} MiB"
+    return f"{head}{each['ms_median']:9.2f} ms, {each['of_limit']:.1%} of the limit"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ TASK-cpu.csv (or -cuda), a row a measurement, and TASK-cpu.md, which it also put
 """
 
 import argparse
-import ctypes
 import inspect
 import multiprocessing
 import os
@@ -36,8 +35,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.conditions import RESULTS, commit, today, write_results
-from benchmarks.gpu_measure import milliseconds, on_gpu, peak_bytes, percentiles
-from benchmarks.module import memory_status, time_interleaved
+from benchmarks.measure import on_gpu, peak_bytes, percentiles, resident_growth, samples
 from slotattn_fast.train.config import PRESETS, TaskName
 from slotattn_fast.train.environment import processor
 
@@ -200,7 +198,7 @@ def peak_mib(kind: type[Step], contender: Contender, preset: str, batch: int, th
     if on_gpu():
         return (peak_bytes(kind(contender, preset, batch)) or 0) / 2**20
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.module", kind.fast_class.__module__])  # spend its seconds once
+    context.set_forkserver_preload(["benchmarks.training_step", kind.fast_class.__module__])  # spend its seconds once
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(_peak_mib_here, kind, contender, preset, batch, threads).result()
 
@@ -209,11 +207,7 @@ def _peak_mib_here(kind: type[Step], contender: Contender, preset: str, batch: i
     torch.set_num_threads(threads)
     kind(contender, preset, 1)()  # what is loaded on first use is not the step's
     step = kind(contender, preset, batch)
-    ctypes.CDLL(None).malloc_trim(0)  # glibc: what was freed is in the resident set no more
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak
-    before = memory_status("VmRSS")
-    step()
-    return (memory_status("VmHWM") - before) / 1024
+    return resident_growth(step)[0]
 
 
 def gflop(step: Step) -> float:
@@ -225,23 +219,15 @@ def gflop(step: Step) -> float:
 def product_gflops(rounds: int = 5) -> float:
     """Of a float32 matrix product, the best of a few."""
     left, right = (torch.randn(2048, 2048, device="cuda" if on_gpu() else "cpu") for _ in range(2))
-    calls = {"product": lambda: [left @ right]}
-    seconds = [ms / 1000 for ms in times_of(calls, rounds)["product"]]
-    return 2 * 2048**3 / min(seconds) / 1e9
-
-
-def times_of(calls: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, list[float]]:
-    """Milliseconds of every call in every round, in turns."""
-    if on_gpu():
-        return milliseconds(dict(calls), rounds)
-    return {name: [1000 * s for s in seconds] for name, seconds in time_interleaved(dict(calls), rounds).items()}
+    seconds = min(sample.ms for sample in samples({"product": lambda: left @ right}, rounds)["product"]) / 1000
+    return 2 * 2048**3 / seconds / 1e9
 
 
 def measure(kind: type[Step], preset: str, batch: int, rounds: int, threads: int) -> list[Row]:
     """The rows of a preset: one for the step of each contender, then the parts of those without bf16 or compilation."""
     steps = {contender: kind(contender, preset, batch) for contender in (ON_GPU if on_gpu() else ON_CPU)}
     errors = check_agreement(steps, preset, batch)
-    times = times_of(steps, rounds)
+    times = {contender: [sample.ms for sample in found] for contender, found in samples(steps, rounds).items()}
     rows = []
     for contender, step in steps.items():
         ratios = list(map(truediv, times[PLAIN], times[contender]))

@@ -10,7 +10,7 @@ import torch
 from compare import DEVICE, assert_error_at_most_twice, assert_same, normal, perturb, results
 from torch import Tensor
 
-from benchmarks.gpu_measure import captured
+from benchmarks.measure import captured
 from slotattn_fast import SlotAttention, reference
 
 pytestmark = [

@@ -11,7 +11,7 @@ import torch
 from slotattn_fast.kernels import ops
 from slotattn_fast.kernels.launch import attend_config
 
-from benchmarks import gpu, gpu_measure, gpu_once, gpu_prove, gpu_record, gpu_table, gpu_time, gpu_tune
+from benchmarks import contenders, gpu, gpu_once, gpu_prove, gpu_record, gpu_table, gpu_time, gpu_tune, measure
 from benchmarks.cost import WRITTEN
 from benchmarks.gpu_record import NOT_MEASURED, UNFINISHED, Found, is_done, load, run_parts
 
@@ -177,10 +177,10 @@ def test_a_part_that_failed_says_why() -> None:
 def test_difference_is_that_of_the_worst_and_shows_nan() -> None:
     exact = [torch.ones(2), torch.ones(3), torch.full((2,), 3.0), torch.full((1,), 1.0)]
     found = [torch.ones(2), torch.full((3,), 1.1), *exact[2:]]
-    assert gpu_time.difference(found, exact) == pytest.approx(0.1)
-    assert gpu_time.difference(exact[:1], exact[:1]) == 0
+    assert contenders.difference(found, exact) == pytest.approx(0.1)
+    assert contenders.difference(exact[:1], exact[:1]) == 0
     found[2] = found[2] * torch.nan
-    assert not gpu_time.difference(found, exact) <= 1e9
+    assert not contenders.difference(found, exact) <= 1e9
 
 
 @pytest.mark.parametrize("size", gpu_table.SIZES, ids=str)
@@ -237,27 +237,27 @@ def test_calls_are_timed_in_turns_and_the_first_rounds_dropped(monkeypatch: pyte
         def elapsed_time(self, end: "Event") -> float:
             return end.at - self.at
 
-    def call(name: str, milliseconds: float) -> gpu_measure.Call:
+    def call(name: str, milliseconds: float) -> measure.Call:
         def run() -> list[torch.Tensor]:
             nonlocal now
-            now += milliseconds * (10 if len(order) < 2 * gpu_measure.WARM_UP else 1)
+            now += milliseconds * (10 if len(order) < 2 * measure.WARM_UP else 1)
             order.append(name)
             return []
 
         return run
 
-    monkeypatch.setattr(gpu_measure, "on_gpu", lambda: True)
+    monkeypatch.setattr(measure, "on_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *sizes, **options: empty(1))
-    times = gpu_measure.milliseconds({"a": call("a", 1.0), "b": call("b", 2.0)}, rounds=4)
+    times = measure.milliseconds({"a": call("a", 1.0), "b": call("b", 2.0)}, rounds=4)
     assert times == {"a": [1.0] * 4, "b": [2.0] * 4}
-    assert order == ["a", "b"] * (4 + gpu_measure.WARM_UP)
+    assert order == ["a", "b"] * (4 + measure.WARM_UP)
 
 
 def test_measured_times_come_into_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def milliseconds(calls: dict[str, gpu_measure.Call], rounds: int) -> dict[str, list[float]]:
+    def milliseconds(calls: dict[str, measure.Call], rounds: int) -> dict[str, list[float]]:
         return {name: [1.0, 2.0, 3.0] if name == "ours" else [4.0, 8.0, 12.0] for name in calls}
 
     monkeypatch.setattr(gpu_time, "milliseconds", milliseconds)
@@ -272,15 +272,15 @@ def test_measured_times_come_into_the_rows(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_contender_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = gpu_time.own
+    ours = contenders.ours
 
-    def wrong(plain: torch.nn.Module) -> torch.nn.Module:
-        module = own(plain)
+    def wrong(plain: torch.nn.Module, backend: str) -> torch.nn.Module:
+        module = ours(plain, backend)
         with torch.no_grad():
             module.to_q.weight.mul_(1.5)
         return module
 
-    monkeypatch.setattr(gpu_time, "own", wrong)
+    monkeypatch.setattr(contenders, "ours", wrong)
     found = gpu_time.compare((2, 20, 3), "float32", "forward", False, True, 60)
     (row,) = (row for row in found["rows"] if row["contender"] == "ours")
     assert "is allowed" in row[NOT_MEASURED]
@@ -330,7 +330,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SystemExit, match="no GPU"):
         gpu.run("time", tmp_path, toy=False)
     assert list(tmp_path.iterdir()) == []
-    assert gpu_measure.ceilings() == {}
+    assert measure.ceilings() == {}
 
 
 def test_toy_results_do_not_go_among_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:

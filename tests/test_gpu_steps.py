@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_measure, gpu_steps, gpu_steps_table
+from benchmarks import gpu, gpu_steps, gpu_steps_table, measure
 from benchmarks.discovery import DiscoveryStep
 from benchmarks.gpu_record import NOT_MEASURED, UNFINISHED, Found
 from benchmarks.gpu_steps import GraphedStep
@@ -139,7 +139,7 @@ def test_a_convolution_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_measured_times_come_into_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def milliseconds(calls: dict[str, gpu_measure.Call], rounds: int) -> dict[str, list[float]]:
+    def milliseconds(calls: dict[str, measure.Call], rounds: int) -> dict[str, list[float]]:
         return {name: [8.0, 16.0, 24.0] if name == "plain" else [1.0, 2.0, 3.0] for name in calls}
 
     monkeypatch.setattr(gpu_steps, "milliseconds", milliseconds)

@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks import gpu_once
 from benchmarks import matching as benchmark
 from benchmarks.aot_rows import VARIANTS, Row, rows
-from benchmarks.gpu_measure import captured
+from benchmarks.measure import captured
 from slotattn_fast import matching
 from slotattn_fast.matching import match
 

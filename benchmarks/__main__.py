@@ -1,0 +1,99 @@
+"""Compares this project with the plain reference, compiled or not, and the PyPI package slot-attention.
+
+    python -m benchmarks                    everything below, within 10 minutes on 2 CPU cores or on a GPU
+    python -m benchmarks --quick            at small sizes, within a minute, into build/benchmarks
+    python -m benchmarks PART [PART ...]    some of it
+    python -m benchmarks report             tables and plots of what is in module.csv, measuring nothing
+    python -m benchmarks --against REV      the module now against that of a git revision; exits with 1 if it is slower
+
+Parts:
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from .conditions import RESULTS
+
+QUICK_OUT = Path("build/benchmarks")
+
+
+class Part(NamedTuple):
+    """A command of its own process, so that one that fails or is killed leaves the others."""
+
+    what: str
+    command: tuple[str, ...]
+    quick: tuple[str, ...]
+    """What is added for --quick."""
+
+
+PARTS = {
+    "forward": Part("a call without gradients, all contenders", ("module", "forward"), ("--quick", "--rounds", "5")),
+    "backward": Part("a call and its gradients, all contenders", ("module", "backward"), ("--quick", "--rounds", "5")),
+    "memory": Part("peak memory of both", ("module", "memory"), ("--quick",)),
+    "scaling": Part(
+        "time over N, K, B, D and T, memory over N and K",
+        ("module", "scaling", "--rounds", "7"),
+        ("--quick", "--rounds", "3"),
+    ),
+    "discovery": Part("a training step of object discovery", ("discovery", "--rounds", "3"), ("--quick",)),
+    "property": Part("a training step of property prediction", ("property",), ("--quick",)),
+    "matching": Part("matching predictions with targets, against SciPy", ("matching",), ("--rounds", "3")),
+    "average-precision": Part("AP, against plain loops", ("average_precision",), ("--images", "500")),
+    "data": Part("reading, drawing and feeding scenes", ("data", "--rounds", "3"), ("--rounds", "1")),
+    "report": Part("the tables and plots of the module's rows", ("report",), ()),
+}
+
+
+def main() -> None:
+    listed = "\n".join(f"    {name:19}{part.what}" for name, part in PARTS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=f"{__doc__}{listed}",
+        epilog="Each part is a module with more to set: python -m benchmarks.module --help, .discovery, .data and so "
+        "on. For a GPU alone: python -m benchmarks.gpu --help, whose stage `tune` proposes the table of "
+        "kernels/launch.py.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help="see above (default: all)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds, nothing compiled")
+    parser.add_argument("--out", type=Path, help=f"folder of the results (default {RESULTS}, with --quick {QUICK_OUT})")
+    parser.add_argument("--against", metavar="REV", help="compare the module with that of this git revision")
+    given = parser.parse_args()
+    if unknown := [name for name in given.parts if name not in PARTS]:
+        parser.error(f"PART: got {', '.join(map(repr, unknown))}, expected some of {', '.join(PARTS)}")
+    if given.against is not None:
+        if given.parts:
+            parser.error(f"--against: got it with {' '.join(given.parts)}; it compares the module alone")
+        sys.exit(subprocess.call([sys.executable, "-m", "benchmarks.against", given.against]))
+    out = given.out or (QUICK_OUT if given.quick else RESULTS)
+    names = given.parts or list(PARTS)
+    if "report" not in names:
+        names.append("report")
+    sys.exit(run(names, given.quick, out))
+
+
+def run(names: list[str], quick: bool, out: Path) -> int:
+    """Runs the parts one after the other; 1 if one of them failed."""
+    out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for name in names:
+        part = PARTS[name]
+        print(f"== {name}: {part.what}", flush=True)
+        command = [sys.executable, "-m", f"benchmarks.{part.command[0]}", *part.command[1:]]
+        began = time.monotonic()
+        code = subprocess.call([*command, *(part.quick if quick else ()), "--out", str(out)])
+        print(
+            f"== {name}: {'done' if code == 0 else f'failed with {code}'}, {time.monotonic() - began:.0f} s", flush=True
+        )
+        if code:
+            failed.append(name)
+    print(f"results in {out}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Measuring: interleaved rounds, captured graphs, peak memory, and the machine's ceilings, on a GPU or on a CPU."""
+
+import ctypes
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Call = Callable[[], Sequence[Tensor]]
+WARM_UP = 3  # rounds
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+
+class Sample(NamedTuple):
+    """One timed call."""
+
+    ms: float
+    """Milliseconds from its start to its end, on a GPU by its events."""
+    cpu_ms: float
+    """Milliseconds that this process' threads computed meanwhile, together."""
+
+
+class Rates(NamedTuple):
+    """What the machine gives at most."""
+
+    copy_bytes_per_s: float
+    """Read and written, of a copy within memory."""
+    flop_per_s: float
+    """Of a matrix product."""
+
+
+def on_gpu() -> bool:
+    """Whether kernels run on a GPU: there is one, and they are not interpreted."""
+    return torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+def samples(calls: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, list[Sample]]:
+    """Of every call in every round, one after the other, after rounds to warm up.
+
+    On a GPU, before each the device is idle and its L2 cache is filled with other data. A call that the CPU launches
+    too slowly is measured with the gaps between its kernels, as in use; it has the head start of the cache's filling,
+    0.1 ms.
+    """
+    found: dict[Any, list[Sample]] = {name: [] for name in calls}
+    timed = _on_a_gpu() if on_gpu() else _timed
+    for number in range(rounds + WARM_UP):
+        for name, call in calls.items():
+            sample = timed(call)
+            if number >= WARM_UP:
+                found[name].append(sample)
+    return found
+
+
+def _timed(call: Callable[[], Any]) -> Sample:
+    computed, start = time.process_time(), time.perf_counter()
+    call()
+    end, computed_then = time.perf_counter(), time.process_time()
+    return Sample(1e3 * (end - start), 1e3 * (computed_then - computed))
+
+
+def _on_a_gpu() -> Callable[[Callable[[], Any]], Sample]:
+    flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+
+    def timed(call: Callable[[], Any]) -> Sample:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        flush.zero_()
+        computed = time.process_time()
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return Sample(start.elapsed_time(end), 1e3 * (time.process_time() - computed))
+
+    return timed
+
+
+def milliseconds(calls: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, list[float]]:
+    """As `samples`, on a GPU; on a CPU calls are made once and the lists are empty: toy sizes are not timed."""
+    if on_gpu():
+        return {name: [sample.ms for sample in found] for name, found in samples(calls, rounds).items()}
+    for call in calls.values():
+        call()
+    return {name: [] for name in calls}
+
+
+def captured(call: Call) -> Call:
+    """The call as a CUDA graph that is replayed; it returns the same tensors each time."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call()
+
+    def replay() -> Sequence[Tensor]:
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+def peak_bytes(call: Call) -> int | None:
+    """The most that was allocated at once during a call, beyond what was before and what it returns; None on a CPU."""
+    if not on_gpu():
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    outputs = call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before - sum(x.nbytes for x in outputs)
+
+
+def give_memory_back() -> None:
+    """Makes glibc return what is freed to the system at once, from now on, so that the resident set is what is used."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_MMAP_THRESHOLD, 2**16)
+    libc.mallopt(_TRIM_THRESHOLD, 0)
+
+
+def resident_growth(call: Callable[[], Any]) -> tuple[float, float]:
+    """MiB that the resident set grew by at most during a call, and its size then. Linux, in a process of its own.
+
+    What was freed before and is still resident is not seen to grow again: see `give_memory_back`.
+    """
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak
+    before = _memory_status("VmRSS")
+    outputs = call()
+    peak = _memory_status("VmHWM")
+    del outputs  # alive until here: they are part of the peak
+    return (peak - before) / 2**10, peak / 2**10
+
+
+def _memory_status(field: str) -> int:
+    """A field of this process's status, in KiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def rates(dtype: torch.dtype, rounds: int = 20) -> Rates:
+    """Medians of a copy of 1 GiB, on a CPU of 256 MiB, and of a square product in `dtype`, 8192 wide, on a CPU 2048."""
+    gpu = on_gpu()
+    device = "cuda" if gpu else "cpu"
+    source = torch.randn(2**28 if gpu else 2**26, device=device)
+    target = torch.empty_like(source)
+    n = 8192 if gpu else 2048
+    left, right = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    found = samples({"copy": lambda: target.copy_(source), "product": lambda: left @ right}, rounds)
+    seconds = {name: statistics.median(sample.ms for sample in each) / 1e3 for name, each in found.items()}
+    return Rates(2 * source.nbytes / seconds["copy"], 2 * n**3 / seconds["product"])
+
+
+def ceilings() -> dict[str, float]:
+    """The GPU's rates in bfloat16, by name; empty on a CPU."""
+    if not on_gpu():
+        return {}
+    found = rates(torch.bfloat16)
+    return {"copy_bytes_per_s": found.copy_bytes_per_s, "bf16_flop_per_s": found.flop_per_s}
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """20, 50 and 80 %."""
+    p20, _, _, p80 = statistics.quantiles(values, n=5)
+    return p20, statistics.median(values), p80

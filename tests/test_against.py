@@ -1,0 +1,72 @@
+"""The comparison with a git revision: a module that was slowed is found, the same code is not called slower."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks import against
+from benchmarks.against import Interval, interval, verdict
+
+CASE = (1, 16, 2, "forward")
+SLOWED = """
+import time
+
+_forward = SlotAttention.forward
+
+
+def _slowed(*arguments: Any, **options: Any) -> Any:
+    time.sleep(0.01)
+    return _forward(*arguments, **options)
+
+
+SlotAttention.forward = _slowed
+"""
+
+
+def test_an_interval_holds_the_median_and_leaves_out_what_is_rare() -> None:
+    values = [1.0] * 3 + [2.0] * 94 + [50.0] * 3
+    assert interval(values) == Interval(2, 2, 2)
+    assert interval([3.0, 1.0, 2.0]) == Interval(1, 2, 3)
+    low, middle, high = interval(list(range(100)))
+    assert (low, middle, high) == (38, 49.5, 62)  # 12 = 2.576 * sqrt(100) / 2 places off the middle
+
+
+@pytest.mark.parametrize(
+    ("pairs", "outcome"),
+    [
+        ([(1.1, 1.2, 1.3), (1.04, 1.2, 1.3)], "SLOWER"),
+        ([(1.1, 1.2, 1.3), (1.0, 1.2, 1.3)], "no difference beyond the noise"),  # one pair alone is not enough
+        ([(0.5, 0.6, 0.7), (0.5, 0.6, 0.9)], "faster"),
+        ([(0.5, 0.6, 0.7), (0.5, 0.6, 1.0)], "no difference beyond the noise"),
+    ],
+)
+def test_all_pairs_have_to_agree(pairs: list[tuple[float, float, float]], outcome: str) -> None:
+    assert verdict([Interval(*pair) for pair in pairs]) == outcome
+
+
+def test_a_slowed_module_is_slower_and_the_same_is_not() -> None:
+    if subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, check=False).returncode:
+        pytest.skip("not a git checkout")
+    with against.packages("HEAD") as (then, now):
+        same = [interval(against.ratios(then, then, CASE, 9, 1)) for _ in range(3)]
+        assert verdict(same) != "SLOWER"
+        with (now / "slotattn_fast" / "modules.py").open("a") as file:
+            file.write(SLOWED)
+        assert verdict([interval(against.ratios(then, now, CASE, 9, 1))]) == "SLOWER"
+
+
+def test_the_working_tree_is_what_is_now(tmp_path: Path) -> None:
+    with against.packages("HEAD") as (then, now):
+        for package in (then, now):
+            assert (package / "slotattn_fast" / "kernels" / "attend.py").is_file()
+            assert (package / "slotattn_fast" / "reference" / "slot_attention.py").is_file()
+        assert (now / "slotattn_fast" / "functional.py").read_text() == Path("slotattn_fast/functional.py").read_text()
+
+
+def test_a_revision_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        pytest.raises(SystemExit, match="--against: got 'nowhere', expected a git revision that has slotattn_fast, ke"),
+        against.packages("nowhere"),
+    ):
+        pass

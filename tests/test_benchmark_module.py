@@ -1,0 +1,224 @@
+"""The comparison of the module at toy size: what is wrong is not timed, what cannot run says why, rows replace rows."""
+
+import csv
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import contenders, module, plots, report
+from benchmarks.conditions import read_rows, upsert
+from benchmarks.cost import Shape
+from benchmarks.gpu_record import NOT_MEASURED
+from benchmarks.measure import Rates, give_memory_back, resident_growth, samples
+from benchmarks.module import MEMORY, TIME
+
+RATES = Rates(copy_bytes_per_s=1e9, flop_per_s=1e10)
+EAGER = ("torch", "reference", "slot-attention")
+
+
+def shape(B: int = 2, N: int = 20, K: int = 3, T: int = 2) -> Shape:
+    return module.shape_of(B, N, K, torch.float32, T=T)
+
+
+@pytest.fixture
+def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.mark.usefixtures("no_interpreter")
+@pytest.mark.parametrize("which", contenders.PASSES)
+def test_all_contenders_agree_and_are_timed(which: str) -> None:
+    rows = {row["contender"]: row for row in module.times(shape(), which, ("triton", *EAGER), 2, RATES)}
+    assert rows["triton"][NOT_MEASURED] == "no GPU"
+    for name in EAGER:
+        row = rows[name]
+        assert row[NOT_MEASURED] == ""
+        assert row["error"] < 1e-5
+        assert row["ms_p20"] <= row["ms_median"] <= row["ms_p80"]
+        assert row["of_limit"] == pytest.approx(max(row["floor_ms"], row["product_ms"]) / row["ms_median"])
+    assert rows["torch"]["times_ours"] == 1
+    assert rows["reference"]["times_ours"] > 0
+
+
+def test_times_are_of_the_calls_and_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    durations = {"reference": 4.0, "torch": 2.0}
+
+    def agreeing(given: object, makers: dict[str, object]) -> object:
+        calls = {name: (lambda name=name: order.append(name)) for name in makers}
+        return calls, [{"contender": name, "error": 0.0} for name in makers]
+
+    def timed(call):
+        call()
+        from benchmarks.measure import Sample
+
+        return Sample(durations[order[-1]] * (10 if len(order) <= 6 else 1), 1.0)
+
+    monkeypatch.setattr(module, "agreeing", agreeing)
+    monkeypatch.setattr("benchmarks.measure._timed", timed)
+    own, plain = module.times(shape(), "forward", ("torch", "reference"), 3, RATES)[::-1]
+    assert order == ["reference", "torch"] * 6  # the first three rounds are not counted
+    assert (own["ms_median"], plain["ms_median"], plain["times_ours"]) == (2, 4, 2)
+
+
+def test_limits_are_those_of_the_rates() -> None:
+    unit_ms = 1e3 * 2 * 20 * 64 * 4 / 1e9
+    product_ms = 1e3 * 2 * 2 * 20 * 3 * 64 / 1e10
+    forward, both = (module.limits(shape(), which, RATES) for which in contenders.PASSES)
+    assert forward["floor_ms"] == pytest.approx(unit_ms)
+    assert forward["design_ms"] == pytest.approx(2 * unit_ms)
+    assert forward["product_ms"] == pytest.approx(2 * 2 * product_ms)
+    assert both["floor_ms"] == pytest.approx(3 * unit_ms)
+    assert both["design_ms"] == pytest.approx(5 * unit_ms)
+    assert both["product_ms"] == pytest.approx(7 * 2 * product_ms)
+
+
+def test_a_contender_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = contenders.ours
+
+    def wrong(plain: torch.nn.Module, backend: str) -> torch.nn.Module:
+        made = ours(plain, backend)
+        with torch.no_grad():
+            made.to_v.weight[0, 0] += 0.01
+        return made
+
+    monkeypatch.setattr(contenders, "ours", wrong)
+    rows = {row["contender"]: row for row in module.times(shape(), "forward", EAGER, 2, RATES)}
+    assert "of the norm, and" in rows["torch"][NOT_MEASURED]
+    assert rows["torch"]["ms_median"] == ""
+    assert rows["reference"]["ms_median"] > 0
+    assert rows["reference"]["times_ours"] == ""
+
+
+def test_what_cannot_run_says_why_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(contenders, "find_spec", lambda name: None)
+    rows = {row["contender"]: row for row in module.times(shape(), "forward", contenders.NAMES, 2, RATES)}
+    assert rows["compiled"][NOT_MEASURED] == "RuntimeError: no compiler"
+    assert rows["slot-attention"][NOT_MEASURED] == "the package slot-attention is not installed"
+    assert rows["reference"]["ms_median"] > 0
+
+
+def test_a_shape_that_would_not_fit_is_not_tried() -> None:
+    huge = shape(B=10**9)
+    for rows in (module.times(huge, "forward", EAGER, 2, RATES), module.memory(huge, "forward", EAGER, 1)):
+        assert all(row[NOT_MEASURED].startswith("not enough memory: the comparison needs about ") for row in rows)
+
+
+def test_peak_memory_is_what_a_call_holds_beyond_what_it_returns() -> None:
+    # The weights of attention and their normalised copies, [B, K, N] each, and keys and values, [B, N, D], T times.
+    B, N, T = 2, 8192, 2
+    least = 2 * B * N * 64 * 4 / 2**20  # keys and values
+    beyond, in_all = module.peak_mib(shape(B, N, T=T), "forward+backward", "reference", 1)
+    assert least < beyond < 12 * least
+    assert in_all > beyond + 50  # PyTorch itself
+    assert module.peak_mib(shape(B, N, T=T), "forward+backward", "torch", 1)[0] < least
+
+
+def test_growth_is_seen_again_after_memory_was_given_back() -> None:
+    give_memory_back()
+    for _ in range(2):
+        growth, size = resident_growth(lambda: torch.ones(2**22))  # 16 MiB
+        assert 15 < growth < 20
+        assert size > growth
+
+
+def test_samples_have_wall_and_cpu_time() -> None:
+    (found,) = samples({"sum": lambda: torch.ones(2**20).sum()}, 3).values()
+    assert len(found) == 3
+    assert all(sample.ms > 0 and sample.cpu_ms > 0 for sample in found)
+
+
+def test_rows_replace_those_of_the_same_key(tmp_path: Path) -> None:
+    path = tmp_path / "some.csv"
+    upsert(path, [{"a": 1, "b": "x", "ms": 2.0}, {"a": 2, "b": "x", "ms": 3.123456}], ("a", "b"))
+    upsert(path, [{"a": 2, "b": "x", "ms": 4.0, "new": "n"}], ("a", "b"))
+    assert read_rows(path) == [
+        {"a": "1", "b": "x", "ms": "2", "new": ""},
+        {"a": "2", "b": "x", "ms": "4", "new": "n"},
+    ]
+    assert [p.name for p in tmp_path.iterdir()] == ["some.csv"]
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the rows of every part at toy size."""
+    monkeypatch.setattr(module, "QUICK_SHAPES", ((2, 20, 3),))
+    monkeypatch.setattr(report, "QUICK_SHAPES", ((2, 20, 3),))
+    monkeypatch.setattr(module, "QUICK_SCALED", {"N": (10, 40), "K": (2, 4), "T": (1, 2)})
+    monkeypatch.setattr(module, "rates", lambda dtype: RATES)
+    monkeypatch.setattr(module, "peak_mib", lambda shape, which, name, threads: (shape.N / 10, 99.0))
+    for part in module.PARTS:
+        for rows in module.rows_of(part, True, 2, 1):
+            upsert(tmp_path / module.CSV, [module.conditions(1) | row for row in rows], module.KEY)
+    return tmp_path
+
+
+def test_tables_and_plots_are_made_of_the_rows_alone(measured: Path) -> None:
+    written = report.report(measured)
+    assert [path.name for path in written] == ["module-cpu.md", "module-cpu-N-K.png", "module-cpu-B-D-T.png"]
+    text = written[0].read_text()
+    assert "| 2 x 20 x 3 | float32 | forward+backward " in text
+    assert "2 (99)" in text
+    assert "commit " in text
+    rows = read_rows(measured / module.CSV)
+    assert [row["N"] for row in plots.series(rows, "N") if row["contender"] == "torch" and row["measured"] == TIME] == [
+        "10",
+        "20",
+        "40",
+    ]
+    assert {row["measured"] for row in plots.series(rows, "K")} == {TIME, MEMORY}
+
+
+def test_a_part_that_fails_does_not_keep_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    called: list[list[str]] = []
+
+    def call(arguments: list[str]) -> int:
+        called.append(arguments[2:])
+        return int("benchmarks.module" in arguments)
+
+    monkeypatch.setattr(command.subprocess, "call", call)
+    assert command.run(["forward", "data"], True, tmp_path / "new") == 1
+    assert [arguments[0] for arguments in called] == ["benchmarks.module", "benchmarks.data"]
+    assert all(arguments[-2:] == ["--out", str(tmp_path / "new")] for arguments in called)
+    assert "failed: forward" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["forwards"], "PART: got 'forwards', expected some of forward, backward, memory"),
+        (["--against", "HEAD", "data"], "--against: got it with data; it compares the module alone"),
+    ],
+)
+def test_bad_arguments(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert message in capsys.readouterr().err
+
+
+def test_every_part_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--help"])
+    with pytest.raises(SystemExit):
+        command.main()
+    text = capsys.readouterr().out
+    for name, part in command.PARTS.items():
+        assert f"    {name:19}{part.what}\n" in text
+
+
+def test_committed_rows_have_their_key_once() -> None:
+    with Path("benchmarks/results", module.CSV).open(newline="") as file:
+        keys = [tuple(row[name] for name in module.KEY) for row in csv.DictReader(file)]
+    assert len(keys) == len(set(keys))
+    assert {size for key in keys for size in key} >= set(chain(("time", "memory"), contenders.PASSES))
