@@ -39,11 +39,11 @@ PARTS = {
         ("module", "scaling", "--rounds", "7"),
         ("--quick", "--rounds", "3"),
     ),
-    "discovery": Part("a training step of object discovery", ("discovery", "--rounds", "3"), ("--quick",)),
+    "discovery": Part("a training step of object discovery", ("discovery", "--rounds", "4"), ("--quick",)),
     "property": Part("a training step of property prediction", ("property",), ("--quick",)),
     "matching": Part("matching predictions with targets, against SciPy", ("matching",), ("--rounds", "3")),
     "average-precision": Part("AP, against plain loops", ("average_precision",), ("--images", "500")),
-    "data": Part("reading, drawing and feeding scenes", ("data", "--rounds", "3"), ("--rounds", "1")),
+    "data": Part("reading, drawing and feeding scenes", ("data", "--rounds", "2"), ("--rounds", "1")),
     "report": Part("the tables and plots of the module's rows", ("report",), ()),
 }
 

@@ -17,7 +17,7 @@ from slotattn_fast.mixture import reconstruction_loss
 from slotattn_fast.models.discovery import ObjectDiscovery
 from slotattn_fast.models.discovery_config import DiscoveryConfig
 
-BATCHES = {"tetrominoes": 64, "multi-dsprites": 16, "clevr6": 4}  # on a CPU
+BATCHES = {"tetrominoes": 32, "multi-dsprites": 8, "clevr6": 2}  # on a CPU
 QUICK_BATCHES = {"tetrominoes": 8, "multi-dsprites": 2, "clevr6": 1}
 
 

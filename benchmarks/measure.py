@@ -39,8 +39,8 @@ def on_gpu() -> bool:
     return torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
 
 
-def samples(calls: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, list[Sample]]:
-    """Of every call in every round, one after the other, after rounds to warm up.
+def samples(calls: Mapping[Any, Callable[[], Any]], rounds: int, warm_up: int = WARM_UP) -> dict[Any, list[Sample]]:
+    """Of every call in every round, one after the other, after `warm_up` rounds that are not counted.
 
     On a GPU, before each the device is idle and its L2 cache is filled with other data. A call that the CPU launches
     too slowly is measured with the gaps between its kernels, as in use; it has the head start of the cache's filling,
@@ -48,10 +48,10 @@ def samples(calls: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, li
     """
     found: dict[Any, list[Sample]] = {name: [] for name in calls}
     timed = _on_a_gpu() if on_gpu() else _timed
-    for number in range(rounds + WARM_UP):
+    for number in range(warm_up + rounds):
         for name, call in calls.items():
             sample = timed(call)
-            if number >= WARM_UP:
+            if number >= warm_up:
                 found[name].append(sample)
     return found
 

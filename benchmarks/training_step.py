@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.conditions import RESULTS, commit, today, write_results
-from benchmarks.measure import on_gpu, peak_bytes, percentiles, resident_growth, samples
+from benchmarks.measure import WARM_UP, on_gpu, peak_bytes, percentiles, resident_growth, samples
 from slotattn_fast.train.config import PRESETS, TaskName
 from slotattn_fast.train.environment import processor
 
@@ -227,7 +227,8 @@ def measure(kind: type[Step], preset: str, batch: int, rounds: int, threads: int
     """The rows of a preset: one for the step of each contender, then the parts of those without bf16 or compilation."""
     steps = {contender: kind(contender, preset, batch) for contender in (ON_GPU if on_gpu() else ON_CPU)}
     errors = check_agreement(steps, preset, batch)
-    times = {contender: [sample.ms for sample in found] for contender, found in samples(steps, rounds).items()}
+    warm_up = WARM_UP if on_gpu() else 1  # a step on a CPU takes seconds
+    times = {key: [sample.ms for sample in found] for key, found in samples(steps, rounds, warm_up).items()}
     rows = []
     for contender, step in steps.items():
         ratios = list(map(truediv, times[PLAIN], times[contender]))
