@@ -36,10 +36,10 @@ PARTS = {
     "memory": Part("peak memory of both", ("module", "memory"), ("--quick",)),
     "scaling": Part(
         "time over N, K, B, D and T, memory over N and K",
-        ("module", "scaling", "--rounds", "7"),
+        ("module", "scaling", "--rounds", "5"),
         ("--quick", "--rounds", "3"),
     ),
-    "discovery": Part("a training step of object discovery", ("discovery", "--rounds", "4"), ("--quick",)),
+    "discovery": Part("a training step of object discovery", ("discovery", "--rounds", "3"), ("--quick",)),
     "property": Part("a training step of property prediction", ("property",), ("--quick",)),
     "matching": Part("matching predictions with targets, against SciPy", ("matching",), ("--rounds", "3")),
     "average-precision": Part("AP, against plain loops", ("average_precision",), ("--images", "500")),
