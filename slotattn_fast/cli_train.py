@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from slotattn_fast.data.catalogue import prepared_folder
+from slotattn_fast.data.catalogue import GENERATED, MANIFEST, prepared_folder
 from slotattn_fast.models.discovery_config import DiscoveryConfig
 from slotattn_fast.models.property_config import PropertyConfig
 from slotattn_fast.train.config import PRESETS, Device, TaskName, TrainConfig
@@ -92,6 +92,11 @@ class Train:
             given.setdefault("decay_steps", None)
         if self.data is not None:
             # A folder is found again from wherever the run is resumed.
+            if self.data in GENERATED and (Path(self.data) / MANIFEST).exists():
+                raise ValueError(
+                    f"data: got {self.data!r}, a data set that is generated and also a prepared folder here; give "
+                    f"./{self.data} for the folder, or move it away"
+                )
             folder = prepared_folder(self.data)
             given["data"] = self.data if folder is None else str(folder.resolve())
             if folder is not None:

@@ -492,3 +492,7 @@ def test_a_name_comes_before_a_folder_of_that_name(tmp_path: Path, monkeypatch: 
     assert cli.TrainDiscovery(data="tetrominoes").config().data == "tetrominoes"
     assert cli.TrainDiscovery(data="./tetrominoes").config().data == str(tmp_path / "tetrominoes")
     assert cli.TrainDiscovery(data="absent").config().data == "absent"
+    (tmp_path / "tetrominoes" / "manifest.json").touch()  # a prepared folder: not to be passed over in silence
+    with pytest.raises(ValueError, match="data: got 'tetrominoes', a data set that is generated and also a prepared f"):
+        cli.TrainDiscovery(data="tetrominoes").config()
+    assert cli.TrainDiscovery(data="./tetrominoes").config().data == str(tmp_path / "tetrominoes")

@@ -186,11 +186,18 @@ def test_codes_below_zero(arrays: dict[str, np.ndarray], name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [
-        ("coords", lambda a: a.astype(int), r"here: coords is int64 \[5, 4, 3\], expected real numbers \[5, 4, 3\]"),
-        ("coords", lambda a: a[..., :2], r"here: coords is float32 \[5, 4, 2\], expected real numbers \[5, 4, 3\]"),
-        ("shape", lambda a: a.astype(np.float32), r"here: shape is float32 \[5, 4\], expected integers \[5, 4\]"),
-        ("color", lambda a: a[:, :3], r"here: color is uint8 \[5, 3\], expected integers \[5, 4\]"),
-        ("num_objects", lambda a: a[:4], r"here: num_objects is uint8 \[4\], expected integers \[5\]"),
+        ("coords", lambda a: a.astype(int), r"here: coords is int64 \[5, 4, 3\], expected float32 \[5, 4, 3\]"),
+        ("coords", lambda a: a[..., :2], r"here: coords is float32 \[5, 4, 2\], expected float32 \[5, 4, 3\]"),
+        (
+            "shape",
+            lambda a: a.astype(np.float32),
+            r"here: shape is float32 \[5, 4\], expected uint8 or signed integers \[5, 4\]",
+        ),
+        ("color", lambda a: a[:, :3], r"here: color is uint8 \[5, 3\], expected uint8 or signed"),
+        ("num_objects", lambda a: a[:4], r"here: num_objects is uint8 \[4\], expected uint8 or signed integers \[5\]"),
+        ("coords", lambda a: a.astype(np.float64), r"here: coords is float64 \[5, 4, 3\], expected float32"),
+        ("size", lambda a: a.astype(np.uint16), r"here: size is uint16 \[5, 4\], expected uint8 or signed"),
+        ("size", lambda a: a.astype(">i4"), r"here: size is >i4 \[5, 4\], expected uint8 or signed"),
     ],
 )
 def test_arrays_of_another_kind(arrays: dict[str, np.ndarray], name: str, change, says: str) -> None:

@@ -194,6 +194,25 @@ def test_properties_out_of_range_are_refused(tmp_path: Path, split: str, where: 
         create(config(model, data=str(folder)), tmp_path / "run")
 
 
+def test_what_was_written_to_since_is_refused_before_training_goes_on(tmp_path: Path) -> None:
+    folder = generate("clevr", tmp_path / "data", train=3, held_out=2, seed=0, max_objects=4).path
+    model = replace(MODEL, image_size=128, encoder_strides=(5,))
+    create(config(model, data=str(folder), steps=1, batch_size=2), tmp_path / "run")
+    coords = np.load(folder / "train" / "coords.npy")
+    coords[0, 0] = np.nan
+    np.save(folder / "train" / "coords.npy", coords)
+    with pytest.raises(DataError, match=r"data: train: coords\[0, 0, 0\] is nan, expected -3 to 3"):
+        train(tmp_path / "run", configuration(tmp_path / "run"))
+
+    create(config(), tmp_path / "other")
+    edited = json.loads((tmp_path / "other" / "config.json").read_text())
+    for changed, message in (({"num_slots": 3}, "num_slots: got 3, but scenes"), ({"iters": 0}, "iters: got 0, exp")):
+        text = json.dumps({**edited, "model": {**edited["model"], **changed}})
+        (tmp_path / "other" / "config.json").write_text(text)
+        with pytest.raises(RunError, match=message):
+            train(tmp_path / "other", configuration(tmp_path / "other"))
+
+
 OPTIONS = [
     *("--image-size", "16", "--encoder-channels", "4", "--encoder-strides", "2", "--num-slots", "4"),
     *("--max-objects", "4", "--slot-dim", "8", "--hidden-dim", "8", "--batch-size", "2", "--log-every", "1"),
@@ -264,6 +283,11 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, precisio
 def test_a_prediction_that_is_not_finite_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert trained(tmp_path, "run", "--steps", "9", "--lr", "1e30", "--warmup-steps", "0") == 1
     assert "train again with a lower --lr" in capsys.readouterr().err
+
+
+def test_a_run_that_diverged_in_its_last_step_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert trained(tmp_path, "run", "--steps", "1", "--lr", "1e25", "--warmup-steps", "0") == 1
+    assert "not finite: it diverged; train again with a lower --lr" in capsys.readouterr().err
 
 
 def test_set_loss_takes_a_batch_of_none() -> None:

@@ -387,6 +387,7 @@ def test_infinite_moments_are_not_saved(tmp_path: Path) -> None:
         ({"data": ""}, "data: got '', expected a data set's name or a folder"),
         ({"max_objects": 0}, "max_objects: got 0, expected an integer of at least 1, or None"),
         ({"scenes": 0}, "scenes: got 0, expected an integer of at least 1, or None"),
+        ({"scenes": 10**12}, "scenes: got 1000000000000, expected at most 100,000,000, which are kept in memory"),
         ({"scenes": 2.0}, "scenes: got 2.0, expected an integer of at least 1, or None"),
         ({"greyscale": 1}, "greyscale: got 1, expected True or False"),
     ],

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+MANIFEST = "manifest.json"
+"""Of a prepared folder."""
+
 _DEEPMIND = "https://storage.googleapis.com/multi-object-datasets"
 
 

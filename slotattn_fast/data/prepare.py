@@ -25,13 +25,13 @@ from tqdm import tqdm
 
 import slotattn_fast
 from slotattn_fast.atomic import atomic_write, sync_folder
-from slotattn_fast.data.catalogue import CATALOGUE
+from slotattn_fast.data.catalogue import CATALOGUE, MANIFEST
 from slotattn_fast.data.clevr import ClevrScene, decode, read_clevr
 from slotattn_fast.data.clevr_published import CROP_LEFT, CROP_SIZE, CROP_TOP
 from slotattn_fast.data.errors import DataError
 from slotattn_fast.data.generated import sampler, seed_and_first
 from slotattn_fast.data.multi_object import label_map, read_scenes
-from slotattn_fast.data.prepared import FORMAT, MANIFEST, SPLITS, Prepared, open_prepared, sha256
+from slotattn_fast.data.prepared import FORMAT, SPLITS, Prepared, open_prepared, sha256
 from slotattn_fast.data.resize import resize_image, resize_labels
 from slotattn_fast.data.row_file import RowFile, finish
 from slotattn_fast.lock import locked

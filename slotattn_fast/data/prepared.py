@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slotattn_fast.data.catalogue import CATALOGUE
+from slotattn_fast.data.catalogue import CATALOGUE, MANIFEST
 from slotattn_fast.data.errors import DataError
 
 FORMAT = 1
 """Written to the manifest; raised whenever a folder of an older version could no longer be read rightly."""
-MANIFEST = "manifest.json"
 SPLITS = ("train", "eval")
 
 

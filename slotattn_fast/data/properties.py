@@ -32,6 +32,9 @@ NAMES = ("coords", *ATTRIBUTES, "num_objects")
 
 COORDS_LIMIT = 3.0
 """CLEVR's objects stand at x and y from -3 to 3, their centres at z from 0.2 to 0.7; all are scaled alike."""
+_REAL = (np.dtype(np.float32),)
+# Those that PyTorch computes with, in this machine's order of bytes.
+_CODES = tuple(np.dtype(name) for name in ("uint8", "int8", "int16", "int32", "int64"))
 # What another writer's rounding may add.
 _COORDS_MARGIN = 1e-3
 
@@ -87,11 +90,11 @@ def check_properties(where: str, arrays: Mapping[str, NDArray[Any]]) -> None:
     `where`, which names the folder and the split, and has the array's name, the index and the value.
     """
     shape = arrays["coords"].shape[:2]
-    kinds = {"coords": ("f", "real numbers", (*shape, 3)), "num_objects": ("iu", "integers", shape[:1])}
+    shapes = {"coords": (*shape, 3), "num_objects": shape[:1]}
     for name in NAMES:
-        kind, words, expected = kinds.get(name, ("iu", "integers", shape))
-        array = arrays[name]
-        if array.dtype.kind not in kind or array.shape != expected:
+        types, words = (_REAL, "float32") if name == "coords" else (_CODES, "uint8 or signed integers")
+        array, expected = arrays[name], shapes.get(name, shape)
+        if array.dtype not in types or array.shape != expected:
             raise DataError(
                 f"{where}: {name} is {array.dtype} {list(array.shape)}, expected {words} {list(expected)}; {_REMEDY}"
             )

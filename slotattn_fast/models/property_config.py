@@ -1,6 +1,5 @@
 """The sizes and variants of the set-prediction model, as plain data. Imports no torch."""
 
-import math
 from dataclasses import dataclass
 
 from slotattn_fast.models.slots_config import SlotsConfig
@@ -31,8 +30,8 @@ class PropertyConfig(SlotsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         scale = self.coordinate_scale
-        if type(scale) not in (int, float) or not 0 < scale < math.inf:
-            raise ValueError(f"coordinate_scale: got {scale!r}, expected a finite number above 0")
+        if type(scale) not in (int, float) or not 1e-6 <= scale <= 1e6:
+            raise ValueError(f"coordinate_scale: got {scale!r}, expected a number from 1e-6 to 1e6")
         if self.stepwise and (self.grouping == "slot-mlp" or self.implicit):
             other = "grouping='slot-mlp'" if self.grouping == "slot-mlp" else "implicit=True"
             raise ValueError(f"stepwise: got True, expected False with {other}, which learns from one output alone")

@@ -11,6 +11,10 @@ Precision = Literal["32-true", "bf16-mixed"]
 Decay = Literal["exponential", "cosine", "none"]
 
 
+_MOST_SCENES = 10**8
+"""More is a slip of the keyboard."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run. Raises ValueError or TypeError, naming the field, for a value that cannot be used."""
@@ -84,6 +88,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1, or None")
+        if self.scenes is not None and self.scenes > _MOST_SCENES:
+            raise ValueError(f"scenes: got {self.scenes}, expected at most {_MOST_SCENES:,}, which are kept in memory")
         for name in ("greyscale", "compile", "cuda_graph"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected True or False")

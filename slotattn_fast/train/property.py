@@ -55,12 +55,14 @@ class PropertyTask:
         c, slots = self.config, self.model_config().num_slots
         if device != "cpu" and (reason := why_not_matching(device, slots, slots)):
             raise RunError(f"{reason}; use --device cpu")
-        open_split(c.data, "eval", NAMES)
         most = MAX_OBJECTS
         folder = prepared_folder(c.data)
+        if folder is None:
+            open_split(c.data, "eval", NAMES)
         if folder is not None:
             splits = open_prepared(folder).splits
             for name, arrays in splits.items():
+                open_split(c.data, name, NAMES, max_objects=c.max_objects)
                 check_properties(f"{folder}: {name}", arrays)
             most = int(splits["train"]["num_objects"].max(initial=0))
         most = most if c.max_objects is None else min(most, c.max_objects)
@@ -154,9 +156,12 @@ class PropertyTask:
             images = to_model(scenes["images"], self.config.greyscale)
             if iters_of(model.config, setting):
                 every = model.iterations(images, generator=generator, **slots)
-                yield scenes, every.predictions[-1], every.attention[-1]
+                predictions, attention = every.predictions[-1], every.attention[-1]
             else:
-                yield scenes, model(images, generator=generator, **slots), None
+                predictions, attention = model(images, generator=generator, **slots), None
+            if not predictions.isfinite().all():
+                raise RunError("the model's predictions are not finite: it diverged; train again with a lower --lr")
+            yield scenes, predictions, attention
 
 
 def _targets(scenes: dict[str, Tensor]) -> Tensor:

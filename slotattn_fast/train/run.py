@@ -31,12 +31,9 @@ def create(config: TrainConfig, run: Path) -> None:
     cannot be used; nothing is written then.
     """
     device, _ = check_devices(config)
-    task = task_of(config)
-    model = task.model_config()
-    if model.iters == 0:
-        raise ValueError("iters: got 0, expected at least 1 to train with: the encoder learns nothing without")
+    model = task_of(config).model_config()
     config = replace(config, data_sha256=fingerprint(config.data))
-    task.require_fitting_data(device)
+    _require_trainable(config, device)
     shape = image_shape(config, model)
     require_fitting_images(config, shape, model, f"choose {_fitting_presets(config, shape)}")
     try:
@@ -45,6 +42,13 @@ def create(config: TrainConfig, run: Path) -> None:
         raise RunError(str(error)) from error
     config = replace(config, model=asdict(model))
     run_folder.create(run, config, environment(device))
+
+
+def _require_trainable(config: TrainConfig, device: str) -> None:
+    task = task_of(config)
+    if task.model_config().iters == 0:
+        raise ValueError("iters: got 0, expected at least 1 to train with: the encoder learns nothing without")
+    task.require_fitting_data(device)
 
 
 def configuration(
@@ -81,6 +85,10 @@ def train(run: Path, config: TrainConfig) -> dict[str, Any] | None:
     torch.manual_seed(config.seed)
     model = build(config, run)
     device, devices = check_devices(config)
+    try:  # again: a folder or a configuration may have been written to since
+        _require_trainable(config, device)
+    except ValueError as error:
+        raise RunError(f"{run / 'config.json'}: {error}") from error
     others = ["train", "resume", str(run), "--device", device, "--devices", str(devices)]
     others += [] if config.data_sha256 is None else ["--data", config.data]
     with run_folder.in_use(run) if is_first() else nullcontext():
