@@ -358,7 +358,7 @@ from slotattn_fast.data import prepare, row_file
 prepare._SECONDS_BETWEEN_NOTES, prepare._GENERATED_AT_ONCE = -1, 2
 write = row_file.RowFile.write
 def slowly(self, first, rows):
-    time.sleep(0.1)
+    time.sleep(0.02)
     write(self, first, rows)
 row_file.RowFile.write = slowly
 sys.exit(cli.main(sys.argv[1:]))

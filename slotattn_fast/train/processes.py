@@ -74,7 +74,10 @@ def other_processes(command: list[str], devices: int) -> Iterator[None]:
     with a line and code 1. Does nothing for one device, or where the processes are there already.
     """
     if devices == 1 or launched():
-        yield
+        try:
+            yield
+        finally:
+            _leave()
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -93,8 +96,7 @@ def other_processes(command: list[str], devices: int) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        if dist.is_initialized():  # those that wait for this process then see that it is gone
-            dist.destroy_process_group()
+        _leave()
         for process in started:
             try:
                 process.wait(_SECONDS_TO_END)
@@ -103,6 +105,13 @@ def other_processes(command: list[str], devices: int) -> Iterator[None]:
                 process.wait()
         os.environ.clear()
         os.environ.update(before)
+
+
+def _leave() -> None:
+    """Those that wait for this process then see that it is gone; and no thread of the group outlives the interpreter,
+    which would abort."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _end_with_parent() -> Callable[[], int] | None:
