@@ -53,7 +53,8 @@ class Side:
         worker = Path(__file__).with_name("against_worker.py")
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(worker), json.dumps([*case, threads])],
-            env={**os.environ, "PYTHONPATH": str(package)},
+            # Threads that wait by spinning would take the cores from the other side's call.
+            env={**os.environ, "PYTHONPATH": str(package), "OMP_WAIT_POLICY": "passive"},
             cwd=package,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
