@@ -86,9 +86,8 @@ def run(names: list[str], quick: bool, out: Path) -> int:
         command = [sys.executable, "-m", f"benchmarks.{part.command[0]}", *part.command[1:]]
         began = time.monotonic()
         code = subprocess.call([*command, *(part.quick if quick else ()), "--out", str(out)])
-        print(
-            f"== {name}: {'done' if code == 0 else f'failed with {code}'}, {time.monotonic() - began:.0f} s", flush=True
-        )
+        outcome = "done" if code == 0 else f"failed with {code}"
+        print(f"== {name}: {outcome}, {time.monotonic() - began:.0f} s", flush=True)
         if code:
             failed.append(name)
     print(f"results in {out}" + (f"; failed: {', '.join(failed)}" if failed else ""))

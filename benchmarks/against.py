@@ -26,13 +26,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from .measure import on_gpu
+from .contenders import PASSES
+from .measure import WARM_UP, on_gpu
 
 FOLDERS = ("slotattn_fast", "kernels", "reference")
 SHAPES = ((8, 4096, 7), (16, 1024, 10))  # B, N, K
 GPU_SHAPES = ((64, 16384, 7), (512, 1024, 10))
-PASSES = ("forward", "forward+backward")
-WARM_UP = 3
 THRESHOLD = 1.03
 Case = tuple[int, int, int, str]
 

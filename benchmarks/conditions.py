@@ -1,11 +1,14 @@
 """Where and with what a benchmark ran, and how its table gets into README.md."""
 
 import csv
+import io
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from slotattn_fast.atomic import atomic_write
 
 RESULTS, README = Path("benchmarks/results"), Path("README.md")
 
@@ -28,10 +31,7 @@ def today() -> str:
 def write_results(name: str, rows: list[dict[str, Any]], table: str, folder: Path) -> None:
     """Writes the rows as folder/NAME.csv and the table as folder/NAME.md and, if that is RESULTS, into README.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    _write_rows(folder / f"{name}.csv", rows)
     (folder / f"{name}.md").write_text(table)
     print(table)
     if folder == RESULTS:
@@ -44,12 +44,16 @@ def upsert(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) ->
     columns = list(rows[0])
     kept = {tuple(row[k] for k in key): {name: row.get(name, "") for name in columns} for row in read_rows(path)}
     kept |= {tuple(str(row[name]) for name in key): {name: _short(row[name]) for name in row} for row in rows}
-    fresh = path.with_suffix(".new")
-    with fresh.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(kept.values())
-    fresh.replace(path)
+    _write_rows(path, list(kept.values()))
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -28,6 +28,11 @@ PASSES = ("forward", "forward+backward")
 _DRAW = 1  # seed of the initial slots
 
 
+def label(name: str) -> str:
+    """As tables and plots call it."""
+    return f"ours: {name}" if name in OURS else name
+
+
 class Unavailable(Exception):
     """A contender that cannot take part here; the message says why."""
 
@@ -146,12 +151,12 @@ def difference(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
 def agreeing(of: Problem, makers: Mapping[str, Callable[[], Call]]) -> tuple[dict[str, Call], list[dict[str, Any]]]:
     """The calls of those that agree with the reference in float64, and a row for each: its error, or why it is not.
 
-    At most twice the error of "reference", which comes first, in the same dtype. A contender that fails is no reason to
-    lose the others.
+    At most twice the error of "reference" in the same dtype, which is made first. A contender that fails is no reason
+    to lose the others.
     """
     exact, limit = exact_results(of), float("inf")
     calls, rows = {}, []
-    for name, maker in makers.items():
+    for name, maker in sorted(makers.items(), key=lambda item: item[0] != "reference"):
         row: dict[str, Any] = {"contender": name}
         rows.append(row)
         try:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from slotattn_fast.atomic import atomic_write
+
 Found = dict[str, Any]  # plain data, for JSON
 Part = Callable[[float], Found]  # of the seconds that are left
 Record = dict[str, dict[str, Any]]  # by the part's name
@@ -58,9 +60,8 @@ def load(path: Path) -> Record:
 def save(path: Path, record: Record) -> None:
     """In one step, so that a run that is cut off leaves the record of before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(record, indent=1) + "\n")
-    fresh.replace(path)
+    with atomic_write(path) as file:
+        file.write((json.dumps(record, indent=1) + "\n").encode())
 
 
 def is_done(entry: dict[str, Any] | None, here: Mapping[str, str]) -> bool:

@@ -24,9 +24,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from benchmarks.conditions import RESULTS, commit, today, write_results
-from benchmarks.measure import Call, captured, on_gpu, samples
+from benchmarks.measure import Call, captured, device_name, on_gpu, wall_times
 from slotattn_fast.matching import match
-from slotattn_fast.train.environment import processor
 
 Row = dict[str, Any]
 
@@ -67,7 +66,7 @@ def measure(shape: tuple[int, int, int], rounds: int) -> list[Row]:
     sums = {name: cost.double()[each, *call()].sum(1) for name, call in calls.items()}
     for name, found in sums.items():
         torch.testing.assert_close(found, sums[LOOP], rtol=1e-14, atol=0, msg=f"{name}: costs more than SciPy")
-    times = {name: [sample.ms for sample in found] for name, found in samples(calls, rounds).items()}
+    times = wall_times(calls, rounds)
     rows = []
     for name, values in times.items():
         ratio = statistics.median(loop / own for loop, own in zip(times[LOOP], values, strict=True))
@@ -107,7 +106,7 @@ def main() -> None:
         "date": today(),
         "commit": commit(),
         "device": device,
-        "processor": torch.cuda.get_device_name() if on_gpu() else processor(),
+        "processor": device_name(),
         "rounds": arguments.rounds,
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "triton", "scipy", "numpy")},

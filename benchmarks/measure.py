@@ -1,10 +1,12 @@
 """Measuring: interleaved rounds, captured graphs, peak memory, and the machine's ceilings, on a GPU or on a CPU."""
 
 import ctypes
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +39,13 @@ class Rates(NamedTuple):
 def on_gpu() -> bool:
     """Whether kernels run on a GPU: there is one, and they are not interpreted."""
     return torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+def device_name() -> str:
+    """The GPU's, or the processor's."""
+    from slotattn_fast.train.environment import processor
+
+    return torch.cuda.get_device_name() if on_gpu() else processor()
 
 
 def samples(calls: Mapping[Any, Callable[[], Any]], rounds: int, warm_up: int = WARM_UP) -> dict[Any, list[Sample]]:
@@ -80,10 +89,15 @@ def _on_a_gpu() -> Callable[[Callable[[], Any]], Sample]:
     return timed
 
 
+def wall_times(calls: Mapping[Any, Callable[[], Any]], rounds: int, warm_up: int = WARM_UP) -> dict[Any, list[float]]:
+    """The milliseconds of `samples`."""
+    return {name: [sample.ms for sample in found] for name, found in samples(calls, rounds, warm_up).items()}
+
+
 def milliseconds(calls: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, list[float]]:
-    """As `samples`, on a GPU; on a CPU calls are made once and the lists are empty: toy sizes are not timed."""
+    """As `wall_times`, on a GPU; on a CPU calls are made once and the lists are empty: toy sizes are not timed."""
     if on_gpu():
-        return {name: [sample.ms for sample in found] for name, found in samples(calls, rounds).items()}
+        return wall_times(calls, rounds)
     for call in calls.values():
         call()
     return {name: [] for name in calls}
@@ -127,6 +141,17 @@ def give_memory_back() -> None:
     libc.mallopt(_TRIM_THRESHOLD, 0)
 
 
+def in_fresh_process(function: Callable[..., Any], *arguments: Any, preloaded: Sequence[str]) -> Any:
+    """What the function returns in a process of its own, which has imported the modules `preloaded`.
+
+    A server imports them once and forks for each call, so that their seconds are spent once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preloaded))
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
 def resident_growth(call: Callable[[], Any]) -> tuple[float, float]:
     """MiB that the resident set grew by at most during a call, and its size then. Linux, in a process of its own.
 
@@ -157,8 +182,8 @@ def rates(dtype: torch.dtype, rounds: int = 20) -> Rates:
     target = torch.empty_like(source)
     n = 8192 if gpu else 2048
     left, right = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    found = samples({"copy": lambda: target.copy_(source), "product": lambda: left @ right}, rounds)
-    seconds = {name: statistics.median(sample.ms for sample in each) / 1e3 for name, each in found.items()}
+    found = wall_times({"copy": lambda: target.copy_(source), "product": lambda: left @ right}, rounds)
+    seconds = {name: statistics.median(values) / 1e3 for name, values in found.items()}
     return Rates(2 * source.nbytes / seconds["copy"], 2 * n**3 / seconds["product"])
 
 

@@ -22,13 +22,11 @@ Rows go into module.csv as soon as they are there, each in place of that of an e
 """
 
 import argparse
-import multiprocessing
 import os
 import platform
 import statistics
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from operator import truediv
 from pathlib import Path
 from typing import Any
@@ -40,7 +38,18 @@ from .conditions import RESULTS, commit, today, upsert
 from .contenders import NAMES, OURS, PASSES, agreeing, problem
 from .cost import Shape
 from .gpu_record import NOT_MEASURED
-from .measure import Rates, give_memory_back, on_gpu, peak_bytes, percentiles, rates, resident_growth, samples
+from .measure import (
+    Rates,
+    device_name,
+    give_memory_back,
+    in_fresh_process,
+    on_gpu,
+    peak_bytes,
+    percentiles,
+    rates,
+    resident_growth,
+    samples,
+)
 
 Row = dict[str, Any]
 
@@ -55,6 +64,9 @@ CPU_SHAPES = ((8, 16384, 7), (8, 4096, 6), (16, 1024, 10))
 GPU_SHAPES = ((64, 16384, 7), (64, 4096, 6), (512, 1024, 10), (1, 16384, 7))
 QUICK_SHAPES = ((4, 1024, 7),)
 DIM, ITERS = 64, 3
+# B, N, K of `scaling` where not said otherwise. Its K is none of the shapes above, or a row of this part would take the
+# place of one that was timed beside the compiled.
+MIDDLE, GPU_MIDDLE = (8, 4096, 8), (64, 4096, 8)
 # One size goes through its values, the others stay.
 SCALED = {
     "N": (256, 1024, 4096, 16384),
@@ -80,7 +92,7 @@ def shapes(quick: bool) -> list[Shape]:
 
 def scaled(name: str, quick: bool) -> list[Shape]:
     """The shapes in which one size goes through its values."""
-    B, N, K = (QUICK_SHAPES if quick else ((64 if on_gpu() else 8, 4096, 7),))[0]
+    B, N, K = QUICK_SHAPES[0] if quick else GPU_MIDDLE if on_gpu() else MIDDLE
     middle = {"B": B, "N": N, "K": K, "D": DIM, "T": ITERS, "dtype": torch.bfloat16 if on_gpu() else torch.float32}
     times = 8 if on_gpu() and name == "B" else 1
     return [shape_of(**(middle | {name: value * times})) for value in (QUICK_SCALED if quick else SCALED).get(name, ())]
@@ -91,10 +103,9 @@ def rows_of(part: str, quick: bool, rounds: int, threads: int) -> Iterator[list[
     names = [name for name in NAMES if name not in COMPILED] if quick else NAMES
     if part in ("forward", "backward"):
         which = PASSES[PARTS.index(part)]
-        by_dtype: dict[torch.dtype, Rates] = {}
+        speeds = {dtype: rates(dtype) for dtype in {shape.dtype for shape in shapes(quick)}}
         for shape in shapes(quick):
-            speed = by_dtype.setdefault(shape.dtype, rates(shape.dtype))
-            yield times(shape, which, names, rounds, speed)
+            yield times(shape, which, names, rounds, speeds[shape.dtype])
     elif part == "memory":
         for which in PASSES:
             for shape in shapes(quick):
@@ -114,14 +125,14 @@ def times(shape: Shape, which: str, names: Sequence[str], rounds: int, speed: Ra
     if reason := too_large(shape):
         return [row(shape, which, name, TIME) | {NOT_MEASURED: reason} for name in names]
     given = problem(shape, which)
-    ordered = sorted(names, key=lambda name: name != "reference")
-    calls, found = agreeing(given, {name: lambda name=name: contenders.make(name, given) for name in ordered})
+    calls, found = agreeing(given, {name: partial(contenders.make, name, given) for name in names})
     measured = samples(calls, rounds)
+    least = limits(shape, which, speed)
     own = next((measured[name] for name in OURS if name in measured), None)  # as backend="auto" takes it
     rows = []
     for entry in found:
         name = entry.pop("contender")
-        filled = row(shape, which, name, TIME) | entry | limits(shape, which, speed)
+        filled = row(shape, which, name, TIME) | entry | least
         if name in measured:
             p20, p50, p80 = percentiles([sample.ms for sample in measured[name]])
             filled |= {
@@ -129,7 +140,7 @@ def times(shape: Shape, which: str, names: Sequence[str], rounds: int, speed: Ra
                 "ms_median": p50,
                 "ms_p80": p80,
                 "cpu_ms": statistics.median(sample.cpu_ms for sample in measured[name]),
-                "of_limit": max(filled["floor_ms"], filled["product_ms"]) / p50,
+                "of_limit": limit_ms(least) / p50,
                 "rounds": rounds,
             }
             if own is not None:
@@ -153,14 +164,19 @@ def limits(shape: Shape, which: str, speed: Rates) -> Row:
     }
 
 
+def limit_ms(row: Mapping[str, Any]) -> float:
+    """Of a row of `limits`, or of one of the file."""
+    return max(float(row["floor_ms"]), float(row["product_ms"]))
+
+
 def memory(shape: Shape, which: str, names: Sequence[str], threads: int) -> list[Row]:
     """A row for each contender: its peak, or why there is none."""
+    if reason := too_large(shape):
+        return [row(shape, which, name, MEMORY) | {NOT_MEASURED: reason} for name in names]
     rows = []
     for name in names:
         found: Row = {}
-        if reason := too_large(shape):
-            found[NOT_MEASURED] = reason
-        elif on_gpu() and name in IN_GRAPH:
+        if on_gpu() and name in IN_GRAPH:
             found[NOT_MEASURED] = "a graph has memory of its own"
         else:
             try:
@@ -180,10 +196,8 @@ def peak_mib(shape: Shape, which: str, name: str, threads: int) -> tuple[float, 
         call()
         peak = peak_bytes(call) or 0
         return peak / 2**20, torch.cuda.max_memory_allocated() / 2**20
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.contenders", "slotattn_fast.modules"])  # spend its seconds once
-    with ProcessPoolExecutor(1, context) as pool:  # a process for each
-        return pool.submit(_peak_mib_here, shape, which, name, threads).result()
+    modules = ("benchmarks.contenders", "slotattn_fast.modules")
+    return in_fresh_process(_peak_mib_here, shape, which, name, threads, preloaded=modules)
 
 
 def _peak_mib_here(shape: Shape, which: str, name: str, threads: int) -> tuple[float, float]:
@@ -221,26 +235,19 @@ def row(shape: Shape, which: str, name: str, measured: str) -> Row:
 
 
 def conditions(threads: int) -> Row:
-    from slotattn_fast.train.environment import processor
+    from slotattn_fast.train.environment import installed_version
 
     return {
-        "device": torch.cuda.get_device_name() if on_gpu() else processor(),
+        "device": device_name(),
         "where": "cuda" if on_gpu() else "cpu",
         "threads": threads,
         "torch": torch.__version__,
-        "triton": _version("triton"),
-        "slot_attention": _version("slot-attention"),
+        "triton": installed_version("triton") or "none",
+        "slot_attention": installed_version("slot-attention") or "none",
         "python": platform.python_version(),
         "commit": commit(),
         "date": today(),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from slotattn_fast.report.page import colour
 
-from .contenders import NAMES, OURS, PASSES
-from .module import MEMORY, SIZES, TIME
+from .contenders import NAMES, PASSES, label
+from .module import MEMORY, SIZES, TIME, limit_ms
 
 Row = dict[str, str]
 
@@ -30,7 +30,7 @@ def plot(rows: Sequence[Row], stem: Path) -> list[Path]:
         for axes, kind in zip(grid, kinds, strict=True):
             for ax, size in zip(axes, sizes, strict=True):
                 draw(ax, [row for row in grown[size] if row["measured"] == kind], size, kind)
-        handles = {label: line for ax in grid.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        handles = {text: line for ax in grid.flat for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False)
         figure.suptitle(_title(next(row for found in grown.values() for row in found)), fontsize=10)
         path = stem.with_name(f"{stem.name}-{'-'.join(sizes)}.png")
@@ -43,7 +43,7 @@ def series(rows: Sequence[Row], size: str) -> list[Row]:
     """The rows of forward+backward in which only this size is other than most have it, in the order of the size."""
     trained = [row for row in rows if row["pass"] == PASSES[1]]
     best: list[Row] = []
-    for middle in {_others(row, size) for row in trained}:
+    for middle in dict.fromkeys(_others(row, size) for row in trained):
         found = [row for row in trained if _others(row, size) == middle]
         if len({row[size] for row in found}) > max(1, len({row[size] for row in best})):
             best = found
@@ -62,14 +62,12 @@ def draw(ax: Axes, rows: Sequence[Row], size: str, kind: str) -> None:
         found = [row for row in rows if row["contender"] == name and row[value] and float(row[value]) > 0]
         if not found:
             continue
-        x, label = [int(row[size]) for row in found], f"ours: {name}" if name in OURS else name
-        ax.plot(x, [float(row[value]) for row in found], "o-", ms=4, color=colour(number), label=label)
+        x = [int(row[size]) for row in found]
+        ax.plot(x, [float(row[value]) for row in found], "o-", ms=4, color=colour(number), label=label(name))
         if kind == TIME:
             low, high = ([float(row[column]) for row in found] for column in ("ms_p20", "ms_p80"))
             ax.fill_between(x, low, high, color=colour(number), alpha=0.2, linewidth=0)
-    limit = {
-        int(row[size]): max(float(row["floor_ms"]), float(row["product_ms"])) for row in rows if row.get("floor_ms")
-    }
+    limit = {int(row[size]): limit_ms(row) for row in rows if row["floor_ms"]}
     if limit:
         ax.plot(list(limit), list(limit.values()), "--", color="0.4", label="limit of the machine")
     ax.set(xscale="log", yscale="log", xlabel=LONG[size], ylabel=WHAT[kind])

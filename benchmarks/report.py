@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .conditions import RESULTS, put_into_readme, read_rows
-from .contenders import NAMES, OURS, PASSES
+from .contenders import NAMES, OURS, PASSES, label
 from .gpu_record import NOT_MEASURED
 from .module import CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, MEMORY, QUICK_SHAPES, TIME
 from .plots import plot
@@ -46,7 +46,7 @@ def newest(rows: Sequence[Row]) -> list[Row]:
 def tables(rows: Sequence[Row]) -> str:
     """Markdown: the conditions, time, memory, and who was not measured."""
     names = [name for name in NAMES if any(row["contender"] == name and not row[NOT_MEASURED] for row in rows)]
-    parts = [described(rows), time_table(rows, names), memory_table(rows, names)]
+    parts = [described(_shapes(rows)), time_table(rows, names), memory_table(rows, names)]
     reasons = {(row["contender"], row[NOT_MEASURED]) for row in _shapes(rows) if row[NOT_MEASURED]}
     if reasons:
         parts.append("Not measured: " + "; ".join(f"{name}: {' '.join(why.split())}" for name, why in sorted(reasons)))
@@ -95,12 +95,8 @@ def _lines(rows: Sequence[Row], measured: str) -> list[tuple[str, dict[str, Row]
 
 
 def _head(names: Sequence[str], *more: str) -> list[str]:
-    columns = ["B x N x K", "dtype", "pass", *(_titled(name) for name in names), *more]
+    columns = ["B x N x K", "dtype", "pass", *map(label, names), *more]
     return ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-
-
-def _titled(name: str) -> str:
-    return f"ours: {name}" if name in OURS else name
 
 
 def time_table(rows: Sequence[Row], names: Sequence[str]) -> str:

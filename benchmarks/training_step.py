@@ -17,14 +17,12 @@ TASK-cpu.csv (or -cuda), a row a measurement, and TASK-cpu.md, which it also put
 
 import argparse
 import inspect
-import multiprocessing
 import os
 import platform
 import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from operator import truediv
 from pathlib import Path
@@ -35,9 +33,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.conditions import RESULTS, commit, today, write_results
-from benchmarks.measure import WARM_UP, on_gpu, peak_bytes, percentiles, resident_growth, samples
+from benchmarks.measure import (
+    WARM_UP,
+    device_name,
+    in_fresh_process,
+    on_gpu,
+    peak_bytes,
+    percentiles,
+    resident_growth,
+    wall_times,
+)
 from slotattn_fast.train.config import PRESETS, TaskName
-from slotattn_fast.train.environment import processor
 
 Row = dict[str, Any]
 Call = Callable[[Tensor], Tensor]
@@ -197,10 +203,8 @@ def peak_mib(kind: type[Step], contender: Contender, preset: str, batch: int, th
     """On a CPU in a fresh process: what was freed before is not seen twice."""
     if on_gpu():
         return (peak_bytes(kind(contender, preset, batch)) or 0) / 2**20
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.training_step", kind.fast_class.__module__])  # spend its seconds once
-    with ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(_peak_mib_here, kind, contender, preset, batch, threads).result()
+    modules = ("benchmarks.training_step", kind.fast_class.__module__)
+    return in_fresh_process(_peak_mib_here, kind, contender, preset, batch, threads, preloaded=modules)
 
 
 def _peak_mib_here(kind: type[Step], contender: Contender, preset: str, batch: int, threads: int) -> float:
@@ -219,7 +223,7 @@ def gflop(step: Step) -> float:
 def product_gflops(rounds: int = 5) -> float:
     """Of a float32 matrix product, the best of a few."""
     left, right = (torch.randn(2048, 2048, device="cuda" if on_gpu() else "cpu") for _ in range(2))
-    seconds = min(sample.ms for sample in samples({"product": lambda: left @ right}, rounds)["product"]) / 1000
+    seconds = min(wall_times({"product": lambda: left @ right}, rounds)["product"]) / 1000
     return 2 * 2048**3 / seconds / 1e9
 
 
@@ -228,7 +232,7 @@ def measure(kind: type[Step], preset: str, batch: int, rounds: int, threads: int
     steps = {contender: kind(contender, preset, batch) for contender in (ON_GPU if on_gpu() else ON_CPU)}
     errors = check_agreement(steps, preset, batch)
     warm_up = WARM_UP if on_gpu() else 1  # a step on a CPU takes seconds
-    times = {key: [sample.ms for sample in found] for key, found in samples(steps, rounds, warm_up).items()}
+    times = wall_times(steps, rounds, warm_up)
     rows = []
     for contender, step in steps.items():
         ratios = list(map(truediv, times[PLAIN], times[contender]))
@@ -314,7 +318,7 @@ def main(kind: type[Step], batches: Mapping[str, int], quick: Mapping[str, int],
         "date": today(),
         "commit": commit(),
         "where": where,
-        "device": torch.cuda.get_device_name() if on_gpu() else processor(),
+        "device": device_name(),
         "threads": arguments.threads,
         "torch": torch.__version__,
         "python": platform.python_version(),

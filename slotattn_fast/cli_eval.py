@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import DisallowNone, Positional, arg
 
 from slotattn_fast.cli_errors import UsageError
+from slotattn_fast.data.catalogue import require_one_meaning
 from slotattn_fast.pretrained import PRETRAINED, pretrained
 from slotattn_fast.train.config import Device
 
@@ -38,6 +39,8 @@ class _Trained:
     def setting(self, iters: int | None) -> "Setting":
         from slotattn_fast.train.setting import Setting
 
+        if self.data is not None:
+            require_one_meaning(self.data)
         return Setting(iters=iters, num_slots=self.num_slots, max_objects=self.max_objects, data=self.data)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from slotattn_fast.data.catalogue import GENERATED, MANIFEST, prepared_folder
+from slotattn_fast.data.catalogue import prepared_folder, require_one_meaning
 from slotattn_fast.models.discovery_config import DiscoveryConfig
 from slotattn_fast.models.property_config import PropertyConfig
 from slotattn_fast.train.config import PRESETS, Device, TaskName, TrainConfig
@@ -91,21 +91,17 @@ class Train:
         if given.get("decay", "exponential") != "exponential":
             given.setdefault("decay_steps", None)
         if self.data is not None:
-            # A folder is found again from wherever the run is resumed.
-            if self.data in GENERATED and (Path(self.data) / MANIFEST).exists():
-                raise ValueError(
-                    f"data: got {self.data!r}, a data set that is generated and also a prepared folder here; give "
-                    f"./{self.data} for the folder, or move it away"
-                )
+            require_one_meaning(self.data)
             folder = prepared_folder(self.data)
-            given["data"] = self.data if folder is None else str(folder.resolve())
-            if folder is not None:
-                if "scenes" in given:
-                    raise ValueError(
-                        f"scenes: got {given['scenes']} with {self.data}, a prepared folder, which is trained on in "
-                        "whole; leave out --scenes, which is for scenes that are generated"
-                    )
-                given["scenes"] = None
+            if folder is None:
+                given["data"] = self.data
+            elif "scenes" in given:
+                raise ValueError(
+                    f"scenes: got {given['scenes']} with {self.data}, a prepared folder, which is trained on in whole; "
+                    "leave out --scenes, which is for scenes that are generated"
+                )
+            else:  # found again from wherever the run is resumed
+                given |= {"data": str(folder.resolve()), "scenes": None}
         return replace(preset, model={**preset.model, **model}, **given)
 
     def folder(self) -> Path:

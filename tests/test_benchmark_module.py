@@ -12,7 +12,7 @@ from benchmarks import contenders, module, plots, report
 from benchmarks.conditions import read_rows, upsert
 from benchmarks.cost import Shape
 from benchmarks.gpu_record import NOT_MEASURED
-from benchmarks.measure import Rates, give_memory_back, resident_growth, samples
+from benchmarks.measure import Rates, Sample, give_memory_back, resident_growth, samples
 from benchmarks.module import MEMORY, TIME
 
 RATES = Rates(copy_bytes_per_s=1e9, flop_per_s=1e10)
@@ -53,13 +53,11 @@ def test_times_are_of_the_calls_and_in_turns(monkeypatch: pytest.MonkeyPatch) ->
 
     def timed(call):
         call()
-        from benchmarks.measure import Sample
-
         return Sample(durations[order[-1]] * (10 if len(order) <= 6 else 1), 1.0)
 
     monkeypatch.setattr(module, "agreeing", agreeing)
     monkeypatch.setattr("benchmarks.measure._timed", timed)
-    own, plain = module.times(shape(), "forward", ("torch", "reference"), 3, RATES)[::-1]
+    plain, own = module.times(shape(), "forward", ("reference", "torch"), 3, RATES)
     assert order == ["reference", "torch"] * 6  # the first three rounds are not counted
     assert (own["ms_median"], plain["ms_median"], plain["times_ours"]) == (2, 4, 2)
 

@@ -105,6 +105,15 @@ GENERATED = tuple(name for name, data_set in CATALOGUE.items() if data_set.gener
 """Those that `--data` draws by name, without a download."""
 
 
+def require_one_meaning(data: str) -> None:
+    """Raises ValueError for a name of GENERATED that is a prepared folder here too: neither is taken in silence."""
+    if data in GENERATED and (Path(data) / MANIFEST).exists():
+        raise ValueError(
+            f"data: got {data!r}, a data set that is generated and also a prepared folder here; give ./{data} for the "
+            "folder, or move it away"
+        )
+
+
 def prepared_folder(data: str) -> Path | None:
     """The folder that `data`, a name of GENERATED or a path, leads to; None for a name, and where there is none."""
     return Path(data) if data and data not in GENERATED and Path(data).is_dir() else None

@@ -29,7 +29,7 @@ def environment(device: str) -> dict[str, Any]:
         "slotattn_fast": slotattn_fast.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in packages},
+        **{name: installed_version(name) for name in packages},
         "platform": platform.platform(),
         "device": device,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else processor(),
@@ -38,7 +38,8 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Of a package, None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -108,8 +108,11 @@ def other_processes(command: list[str], devices: int) -> Iterator[None]:
 
 
 def _leave() -> None:
-    """Those that wait for this process then see that it is gone; and no thread of the group outlives the interpreter,
-    which would abort."""
+    """Leaves the group of processes.
+
+    Those that wait for this one then see that it is gone; and no thread of the group outlives the interpreter, which
+    would abort.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
 

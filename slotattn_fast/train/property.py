@@ -59,7 +59,7 @@ class PropertyTask:
         folder = prepared_folder(c.data)
         if folder is None:
             open_split(c.data, "eval", NAMES)
-        if folder is not None:
+        else:
             splits = open_prepared(folder).splits
             for name, arrays in splits.items():
                 open_split(c.data, name, NAMES, max_objects=c.max_objects)
