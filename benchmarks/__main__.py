@@ -43,7 +43,7 @@ PARTS = {
     "property": Part("a training step of property prediction", ("property",), ("--quick",)),
     "matching": Part("matching predictions with targets, against SciPy", ("matching",), ("--rounds", "3")),
     "average-precision": Part("AP, against plain loops", ("average_precision",), ("--images", "500")),
-    "data": Part("reading, drawing and feeding scenes", ("data", "--rounds", "2"), ("--rounds", "1")),
+    "data": Part("reading, drawing and feeding scenes", ("data", "--rounds", "2"), ("--quick",)),
     "report": Part("the tables and plots of the module's rows", ("report",), ()),
 }
 

@@ -115,7 +115,8 @@ def alike(module: nn.Module, plain: nn.Module) -> nn.Module:
 
 def step(module: nn.Module, inputs: Tensor, given: dict[str, Tensor], which: str) -> list[Tensor]:
     """The slots; in "forward+backward" also the gradients to the inputs and the parameters of the iterations."""
-    torch.compiler.cudagraph_mark_step_begin()  # what a compiled module returned before may be overwritten
+    if on_gpu():
+        torch.compiler.cudagraph_mark_step_begin()  # what a compiled module returned before may be overwritten
     if which == "forward":
         with torch.no_grad():
             return [module(inputs, **given)]

@@ -1,6 +1,6 @@
 """Speed of the data on this CPU: reading published files, drawing look-alikes, feeding the training.
 
-    python -m benchmarks.data [--rounds 5] [--threads 2] [--out benchmarks/results]
+    python -m benchmarks.data [--quick] [--rounds 5] [--threads 2] [--out benchmarks/results]
 
 Reading: records a second of our reader and of the PyPI package tfrecord (images and masks as arrays of numbers, all
 factors decoded), on files that the package's own writer wrote, in turns in one process, one thread. What is in them
@@ -43,6 +43,7 @@ from slotattn_fast.train.run_data import to_model
 Row = dict[str, Any]
 
 BATCH = 64
+QUICK = 8  # of what is read, drawn and fed, --quick takes one in as many
 SPRITES = "multi-dsprites-colored-on-grayscale"
 RECORDS = (
     ("clevr-with-masks", 8, "plain"),
@@ -87,9 +88,10 @@ def _values(array: np.ndarray) -> tuple[list[Any], str]:
     return array.ravel().tolist(), "float"
 
 
-def measure_reading(folder: Path, rounds: int) -> list[Row]:
+def measure_reading(folder: Path, rounds: int, one_in: int) -> list[Row]:
     rows = []
     for name, count, images in RECORDS:
+        count //= one_in
         path = folder / f"{name}-{images}.tfrecords"
         write_records(path, name, count, images == "with noise")
         seconds: dict[str, list[float]] = {"ours": [], "tfrecord": []}
@@ -125,37 +127,38 @@ def _read_tfrecord(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, int]:
     return image, mask, count
 
 
-def measure_drawing(rounds: int, threads: int) -> list[Row]:
+def measure_drawing(rounds: int, threads: int, one_in: int) -> list[Row]:
     torch.set_num_threads(1)
-    rows = []
+    rows, size = [], BATCH // one_in
     with ThreadPoolExecutor(threads) as pool:
         for name in GENERATED:
             sample = sampler(name)
             batches = threads * (2 if name.startswith("clevr") else 32)
 
             def draw(sample: Callable[..., Any] = sample, batches: int = batches) -> None:
-                list(pool.map(lambda i: sample(0, np.arange(i * BATCH, (i + 1) * BATCH)), range(batches)))
+                list(pool.map(lambda i: sample(0, np.arange(i * size, (i + 1) * size)), range(batches)))
 
             draw()
-            rows.append(_row("draw", name, "", "scenes", batches * BATCH / _median_seconds(draw, rounds)))
+            rows.append(_row("draw", name, "", "scenes", batches * size / _median_seconds(draw, rounds)))
     return rows
 
 
-def measure_feeding(folder: Path, rounds: int, threads: int) -> list[Row]:
+def measure_feeding(folder: Path, rounds: int, threads: int, one_in: int) -> list[Row]:
     torch.set_num_threads(threads)
     path = folder / "sprites"
-    generate(SPRITES, path, train=20_000, held_out=1)
+    generate(SPRITES, path, train=20_000 // one_in, held_out=1)
     split = open_split(str(path), "train", ["images"])
     rows = []
+    count = 300 // one_in
     for form, convert in (("uint8", lambda images: images), ("float32", to_model)):
         with closing(feed(split, seed=0, batch_size=BATCH, start=0, device=torch.device("cpu"))) as batches:
 
             def take(batches: Any = batches, convert: Callable[..., Any] = convert) -> None:
-                for batch in itertools.islice(batches, 300):
+                for batch in itertools.islice(batches, count):
                     convert(batch["images"])
 
             take()
-            rows.append(_row("feed", SPRITES, form, "images", 300 * BATCH / _median_seconds(take, rounds)))
+            rows.append(_row("feed", SPRITES, form, "images", count * BATCH / _median_seconds(take, rounds)))
     return rows
 
 
@@ -208,24 +211,26 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="an eighth of the scenes and one round")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each measurement")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of drawing and feeding")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
+    rounds, one_in = (1, QUICK) if arguments.quick else (arguments.rounds, 1)
     conditions = {
         "date": today(),
         "commit": commit(),
         "cpu": processor(),
         "threads": arguments.threads,
-        "rounds": arguments.rounds,
+        "rounds": rounds,
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "numpy", "tfrecord")},
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        rows = measure_reading(folder, arguments.rounds)
-        rows += measure_drawing(arguments.rounds, arguments.threads)
-        rows += measure_feeding(folder, arguments.rounds, arguments.threads)
+        rows = measure_reading(folder, rounds, one_in)
+        rows += measure_drawing(rounds, arguments.threads, one_in)
+        rows += measure_feeding(folder, rounds, arguments.threads, one_in)
     rows = [{**row, **conditions} for row in rows]
     write_results("data-cpu", rows, table(rows), arguments.out)
 

@@ -174,7 +174,7 @@ def _memory_status(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def rates(dtype: torch.dtype, rounds: int = 20) -> Rates:
+def rates(dtype: torch.dtype, rounds: int) -> Rates:
     """Medians of a copy of 1 GiB, on a CPU of 256 MiB, and of a square product in `dtype`, 8192 wide, on a CPU 2048."""
     gpu = on_gpu()
     device = "cuda" if gpu else "cpu"
@@ -191,7 +191,7 @@ def ceilings() -> dict[str, float]:
     """The GPU's rates in bfloat16, by name; empty on a CPU."""
     if not on_gpu():
         return {}
-    found = rates(torch.bfloat16)
+    found = rates(torch.bfloat16, rounds=20)
     return {"copy_bytes_per_s": found.copy_bytes_per_s, "bf16_flop_per_s": found.flop_per_s}
 
 

@@ -103,7 +103,7 @@ def rows_of(part: str, quick: bool, rounds: int, threads: int) -> Iterator[list[
     names = [name for name in NAMES if name not in COMPILED] if quick else NAMES
     if part in ("forward", "backward"):
         which = PASSES[PARTS.index(part)]
-        speeds = {dtype: rates(dtype) for dtype in {shape.dtype for shape in shapes(quick)}}
+        speeds = {dtype: rates(dtype, rounds) for dtype in {shape.dtype for shape in shapes(quick)}}
         for shape in shapes(quick):
             yield times(shape, which, names, rounds, speeds[shape.dtype])
     elif part == "memory":
@@ -112,7 +112,7 @@ def rows_of(part: str, quick: bool, rounds: int, threads: int) -> Iterator[list[
                 yield memory(shape, which, names, threads)
     else:
         names = [name for name in names if name not in COMPILED]  # they would compile anew for every point
-        speed = rates(scaled("N", quick)[0].dtype)
+        speed = rates(scaled("N", quick)[0].dtype, rounds)
         for size in SCALED:
             for shape in scaled(size, quick):
                 yield times(shape, PASSES[1], names, rounds, speed)

@@ -150,7 +150,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(module, "QUICK_SHAPES", ((2, 20, 3),))
     monkeypatch.setattr(report, "QUICK_SHAPES", ((2, 20, 3),))
     monkeypatch.setattr(module, "QUICK_SCALED", {"N": (10, 40), "K": (2, 4), "T": (1, 2)})
-    monkeypatch.setattr(module, "rates", lambda dtype: RATES)
+    monkeypatch.setattr(module, "rates", lambda dtype, rounds: RATES)
     monkeypatch.setattr(module, "peak_mib", lambda shape, which, name, threads: (shape.N / 10, 99.0))
     for part in module.PARTS:
         for rows in module.rows_of(part, True, 2, 1):
