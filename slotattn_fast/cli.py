@@ -1,4 +1,4 @@
-"""The command line: `slotattn train discovery`, `train property`, `train resume`, `eval`, `show`, `info`, `data`.
+"""The command line: `slotattn train discovery`, `property` or `resume`, `eval`, `show`, `paper`, `info`, `data`.
 
 Only what parses the arguments is imported here, so that `slotattn --help` takes a few tenths of a second.
 """
@@ -21,6 +21,7 @@ import slotattn_fast
 from slotattn_fast.cli_data import DATA_COMMANDS, DataCommand, Generate, Prepare, run_data
 from slotattn_fast.cli_errors import UsageError
 from slotattn_fast.cli_eval import Eval, Show, run_trained
+from slotattn_fast.cli_paper import Paper, run_paper
 from slotattn_fast.cli_train import Resume, Train, TrainDiscovery, TrainProperty
 from slotattn_fast.data.errors import DataError
 from slotattn_fast.train.config import Device
@@ -34,7 +35,7 @@ class Info:
     """Print versions, device, threads, and the backend that `auto` takes and why."""
 
 
-Command = TrainDiscovery | TrainProperty | Resume | Eval | Show | Info | DataCommand
+Command = TrainDiscovery | TrainProperty | Resume | Eval | Show | Paper | Info | DataCommand
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _fail(error, 2)
     except OSError as error:
-        going_on = isinstance(command, Prepare | Generate)
+        going_on = isinstance(command, Prepare | Generate | Paper)
         return _fail(f"{error}{'; when that is mended the same command goes on' * going_on}", 1)
     except (RunError, DataError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        going_on = isinstance(command, Prepare | Generate)
+        going_on = isinstance(command, Prepare | Generate | Paper)
         return _fail("interrupted" + "; the same command goes on" * going_on, 130)
 
 
@@ -70,6 +71,8 @@ def _run(command: Command) -> int:
             return _train(run, device, devices, data)
         case Eval() | Show():
             run_trained(command)
+        case Paper():
+            return run_paper(command)
         case Info():
             _print_info()
         case _:
@@ -169,6 +172,7 @@ def _parse(arguments: list[str]) -> Command:
     app.command(data, name="data")
     app.command(name="eval")(Eval)
     app.command(name="show")(Show)
+    app.command(name="paper")(Paper)
     app.command(name="info")(Info)
     # tyro draws a box with a title round an error message, or only rules on a plain terminal: keep the words.
     boxes = io.StringIO()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from slotattn_fast.metrics.average_precision import THRESHOLDS
 from slotattn_fast.report import published
@@ -15,6 +15,7 @@ model cuts scenes into stripes, and a much higher loss gives it away (the paper,
 DISTANCES = tuple(f"{threshold:g}" for threshold in THRESHOLDS)
 """The keys of an evaluation's AP."""
 
+Name = TypeVar("Name")
 Result = Mapping[str, Any]
 """What the `measure` of a task returns, with train_loss: of property prediction if it has ap."""
 
@@ -37,11 +38,9 @@ def evaluation_line(name: str, result: Result) -> str:
 
 def seeds_lines(results: Mapping[str, Result]) -> list[str]:
     """Mean and standard deviation over two runs or more of one task, and where some failed, also without those."""
-    losses = {name: result["train_loss"] for name, result in results.items() if result["train_loss"] is not None}
-    failed = {name: loss / min(losses.values()) for name, loss in losses.items()}
-    failed = {name: times for name, times in failed.items() if times > FAILED}
+    failed = failed_runs({name: result["train_loss"] for name, result in results.items()})
     lines = [
-        f"{name}: failed: its training loss, {losses[name]:.5f}, is {times:.1f} times the lowest"
+        f"{name}: failed: its training loss, {results[name]['train_loss']:.5f}, is {times:.1f} times the lowest"
         + ("" if "ap" in results[name] else "; stripes?")
         for name, times in failed.items()
     ]
@@ -52,6 +51,13 @@ def seeds_lines(results: Mapping[str, Result]) -> list[str]:
     return lines
 
 
+def failed_runs(losses: Mapping[Name, float | None]) -> dict[Name, float]:
+    """Those of the runs that failed, by their losses at the end, and how many times the lowest theirs is."""
+    known = {name: loss for name, loss in losses.items() if loss is not None}
+    times = {name: loss / min(known.values()) for name, loss in known.items()}
+    return {name: ratio for name, ratio in times.items() if ratio > FAILED}
+
+
 def ap_table_lines(results: Mapping[str, Result]) -> list[str]:
     """AP of runs beside the published (the paper, Figure 5, left), and the attention ARI if it is known of one."""
     with_ari = any(result["attention_ari"] is not None for result in results.values())
@@ -60,8 +66,8 @@ def ap_table_lines(results: Mapping[str, Result]) -> list[str]:
         rows.append([name, *(_percent(result["ap"][distance]) for distance in DISTANCES)])
         rows[-1].append(_percent(result["attention_ari"]))
     for name, scores in published.AP.items():
-        ari = _score(published.ATTENTION_ARI) if name == "Slot Attention" else "-"
-        rows.append([f"{name} (unverified)", *map(_score, scores), ari])
+        ari = score_text(published.ATTENTION_ARI) if name == "Slot Attention" else "-"
+        rows.append([f"{name} (unverified)", *map(score_text, scores), ari])
     return [
         *_aligned(rows if with_ari else [row[:-1] for row in rows]),
         "unverified: the paper's AP on CLEVR10, mean +- standard deviation, quoted from memory"
@@ -85,12 +91,13 @@ def _mean(results: Sequence[Result]) -> str:
         ari = _over([result["attention_ari"] for result in results])
         scores = f"AP {', '.join(parts)}" + ("" if ari == "-" else f", attention ARI {ari} %")
     else:
-        mean, deviation = _mean_and_deviation([result["fg_ari"] for result in results])
+        mean, deviation = mean_and_deviation([result["fg_ari"] for result in results])
         scores = f"FG-ARI {mean:.4f}" + ("" if deviation is None else f" +- {deviation:.4f}")
     return scores + " (mean and standard deviation)" * (len(results) > 1)
 
 
-def _mean_and_deviation(scores: Sequence[float]) -> Score:
+def mean_and_deviation(scores: Sequence[float]) -> Score:
+    """The deviation is of the sample, and None of one."""
     mean = math.fsum(scores) / len(scores)
     if len(scores) == 1:
         return Score(mean)
@@ -100,14 +107,15 @@ def _mean_and_deviation(scores: Sequence[float]) -> Score:
 def _over(scores: Sequence[float | None]) -> str:
     """In percent; a score that one run lacks has no mean."""
     known = [100 * score for score in scores if score is not None]
-    return _score(_mean_and_deviation(known)) if len(known) == len(scores) else "-"
+    return score_text(mean_and_deviation(known)) if len(known) == len(scores) else "-"
 
 
 def _percent(score: float | None) -> str:
     return "-" if score is None else f"{100 * score:.1f}"
 
 
-def _score(percent: Score) -> str:
+def score_text(percent: Score) -> str:
+    """Mean and standard deviation, if there is one."""
     return f"{percent.mean:.1f}" + ("" if percent.deviation is None else f" +- {percent.deviation:.1f}")
 
 

@@ -32,7 +32,7 @@ def create(config: TrainConfig, run: Path) -> None:
     """
     device, _ = check_devices(config)
     model = task_of(config).model_config()
-    config = replace(config, data_sha256=fingerprint(config.data))
+    config = resolved(config)
     _require_trainable(config, device)
     shape = image_shape(config, model)
     require_fitting_images(config, shape, model, f"choose {_fitting_presets(config, shape)}")
@@ -40,8 +40,12 @@ def create(config: TrainConfig, run: Path) -> None:
         explain_backend(torch.empty(1, 1, 1, device=device), model.backend)
     except RuntimeError as error:
         raise RunError(str(error)) from error
-    config = replace(config, model=asdict(model))
     run_folder.create(run, config, environment(device))
+
+
+def resolved(config: TrainConfig) -> TrainConfig:
+    """As in the run's config.json: with every field of the model, and the fingerprint of the data."""
+    return replace(config, model=asdict(task_of(config).model_config()), data_sha256=fingerprint(config.data))
 
 
 def _require_trainable(config: TrainConfig, device: str) -> None:

@@ -7,6 +7,8 @@ The first line appears when the run starts, the second when its training is done
 """
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -16,26 +18,31 @@ from typing import Any
 from slotattn_fast.atomic import atomic_write
 from slotattn_fast.lock import locked
 from slotattn_fast.train.config import TrainConfig, from_json
-from slotattn_fast.train.errors import RunError
+from slotattn_fast.train.errors import RunError, RunInUse
 
 FORMAT = 3
 """Written to config.json; raised whenever a run folder of an older version could no longer be read rightly."""
 
 
 def create(run: Path, config: TrainConfig, environment: dict[str, Any]) -> None:
-    """Makes the folder with config.json and env.json. Raises `RunError` if there is anything of that name."""
+    """Makes the folder with config.json and env.json, at once. Raises `RunError` if there is anything of that name."""
+    fresh = run.with_name(f".{run.name}.{os.getpid()}.new")
     try:
-        run.mkdir(parents=True)
-    except FileExistsError:
-        raise RunError(
-            f"{run}: exists already and is not overwritten; choose another --name, or continue it with "
-            f"`slotattn train resume {run}`"
-        ) from None
+        if run.exists():
+            raise FileExistsError
+        fresh.mkdir(parents=True)
+        make_folders(fresh)
+        write_json(fresh / "env.json", environment)
+        write_json(fresh / "config.json", {"format": FORMAT, **asdict(config)})
+        fresh.rename(run)
     except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if run.exists():
+            raise RunError(
+                f"{run}: exists already and is not overwritten; choose another --name, or continue it with "
+                f"`slotattn train resume {run}`"
+            ) from None
         raise RunError(f"{run}: cannot be made ({error.strerror}); choose another --out or --name") from error
-    make_folders(run)
-    write_json(run / "env.json", environment)
-    write_json(run / "config.json", {"format": FORMAT, **asdict(config)})
 
 
 def make_folders(run: Path) -> None:
@@ -46,7 +53,7 @@ def make_folders(run: Path) -> None:
 
 def in_use(run: Path) -> AbstractContextManager[None]:
     """While entered, no other process trains the run. Raises `RunError` if one does."""
-    return locked(run / "lock", RunError(f"{run}: another process is training it; wait for that, or stop it"))
+    return locked(run / "lock", RunInUse(f"{run}: another process is training it; wait for that, or stop it"))
 
 
 def is_complete(run: Path) -> bool:

@@ -1,0 +1,175 @@
+"""The report of `slotattn paper`: every experiment beside what was published, as a page and as Markdown."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+from slotattn_fast.atomic import atomic_write
+from slotattn_fast.paper.bases import Scale
+from slotattn_fast.paper.document import (
+    Block,
+    Bullets,
+    Commands,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    to_html,
+    to_markdown,
+)
+from slotattn_fast.paper.experiments import EXPERIMENTS, Experiment
+from slotattn_fast.paper.forms import (
+    iteration_curves,
+    iteration_table,
+    object_curves,
+    object_table,
+    score_bars,
+    score_tables,
+)
+from slotattn_fast.paper.plots import Panel, plot
+from slotattn_fast.paper.results import AS_PUBLISHED, NO_RESULT, Found, collect, machine, seconds, verdict
+from slotattn_fast.paper.runner import pictures
+from slotattn_fast.paper.small_png import copy
+from slotattn_fast.paper.trainings import command, evaluations, look_alikes
+
+_TITLE = "Slot Attention, the paper's experiments"
+_SAYS: dict[Scale, str] = {
+    "smoke": "A few steps of tiny models: this shows that every experiment runs, and nothing of how well it does.",
+    "quick": "Small images and models, trained for minutes: directions compare with the paper's, scores do not.",
+    "paper": "The paper's sizes and steps.",
+}
+
+
+def write_report(names: Iterable[str], out: Path, scale: Scale, data: Path | None = None) -> list[Path]:
+    """Of these experiments, from what is in `out`: report.html, report.md, and figures/. Returns the first two."""
+    (out / "figures").mkdir(exist_ok=True)
+    every = {name: collect(EXPERIMENTS[name], scale, out, data) for name in names}
+    blocks = _beginning(every, out, scale, data)
+    for name, found in every.items():
+        blocks += _experiment(name, EXPERIMENTS[name], found, out, data)
+    written = [out / "report.html", out / "report.md"]
+    for path, text in zip(written, (to_html(blocks, _TITLE), to_markdown(blocks, out)), strict=True):
+        with atomic_write(path) as file:
+            file.write(text.encode())
+    return written
+
+
+def _beginning(every: Mapping[str, list[Found]], out: Path, scale: Scale, data: Path | None) -> list[Block]:
+    runs = {run: each.training.config for found in every.values() for each in found for run in each.runs.values()}
+    spent = [seconds(run, config) for run, config in runs.items()]
+    machines = Counter(machine(run) for run in runs)
+    sets = look_alikes((each.arm for found in every.values() for each in found if each.runs), scale, data)
+    rows = [["experiment", "source", "findings as published"]]
+    for name, found in every.items():
+        words = [verdict(claim, found, data).word for claim in EXPERIMENTS[name].claims]
+        known = [word for word in words if word != NO_RESULT]
+        counted = f"{known.count(AS_PUBLISHED)} of {len(known)}" if known else ""
+        rows.append([f"{name}: {EXPERIMENTS[name].title}", EXPERIMENTS[name].source, counted])
+    return [
+        Heading(_TITLE, 1),
+        Paragraph(
+            f"Locatello et al. (2020), Object-Centric Learning with Slot Attention. Scale {scale}: {_SAYS[scale]} "
+            f"Written on {date.today().isoformat()} by `slotattn paper --scale {scale}`."
+        ),
+        Paragraph(
+            "Scores are in percent, mean +- standard deviation over the seeds. FG-ARI is of held-out scenes, their "
+            "background left out; AP of predicted sets at the distances inf to 0.125. A seed has failed if its "
+            "training loss ends at more than twice the lowest of its arm."
+        ),
+        Bullets(
+            [
+                *(f"{count} run{'s' * (count != 1)} on {where}" for where, count in machines.items()),
+                f"{_hours(sum(s for s in spent if s is not None))} of training in all",
+                *(
+                    f"{name}: {'a generated look-alike stands in for it' if alike else 'the published data'}"
+                    for name, alike in sets.items()
+                ),
+            ]
+        ),
+        Table(rows),
+    ]
+
+
+def _experiment(name: str, experiment: Experiment, found: Sequence[Found], out: Path, data: Path | None) -> list[Block]:
+    blocks: list[Block] = [
+        Heading(f"{name}: {experiment.title}", 2, name),
+        Paragraph(f"{experiment.source}. {experiment.finding}{' ' * bool(experiment.note)}{experiment.note}"),
+    ]
+    if missing := [each.arm.label for each in found if not each.runs]:
+        blocks.append(Paragraph(f"Not run: {'; '.join(missing)}."))
+    verdicts = [verdict(claim, found, data) for claim in experiment.claims]
+    found = [each for each in found if each.runs]
+    if not found:
+        return blocks
+    if known := [f"{each.word}: {each.text}" for each in verdicts if each.word != NO_RESULT]:
+        blocks.append(Bullets(known))
+    panels: Sequence[Panel] = ()
+    match experiment.form:
+        case "scores":
+            blocks += score_tables(experiment, found)
+            panels = score_bars(found)
+        case "iterations":
+            blocks.append(iteration_table(found))
+            panels = iteration_curves(found)
+        case "objects":
+            blocks.append(object_table(found))
+            panels = object_curves(found)
+        case "pictures":
+            blocks += _pictures(name, found, out)
+    if panels:
+        figure = out / "figures" / f"{name}.png"
+        plot(figure, panels)
+        blocks.append(Picture(figure, f"{experiment.title}. Ours, with each seed or its standard deviation."))
+    if troubles := _troubles(found):
+        blocks.append(Bullets(troubles))
+    return [*blocks, Commands("Commands, and how long each took", _commands(found))]
+
+
+def _pictures(name: str, found: Sequence[Found], out: Path) -> list[Block]:
+    blocks: list[Block] = []
+    for each in found:
+        seed, run = next(iter(each.runs.items()))
+        for setting in each.results:
+            used = setting.file().removeprefix("eval").removesuffix(".json").replace("-", " ")
+            for kind in ("slots", "iterations"):
+                source = pictures(out, run, setting) / f"{kind}.png"
+                if source.exists():
+                    path = out / "figures" / f"{name}-{source.parent.name}-{kind}.png"
+                    copy(source, path)
+                    blocks.append(
+                        Picture(path, f"{each.arm.label}{f' ({used.strip()})' * bool(used)}, seed {seed}: {kind}")
+                    )
+    return blocks
+
+
+def _troubles(found: Sequence[Found]) -> list[str]:
+    lines = []
+    for each in found:
+        lines += [f"{each.arm.label}, seed {seed}: no result: {why}" for seed, why in each.broken.items()]
+        lines += [
+            f"{each.arm.label}, seed {seed}: failed: its training loss is {times:.1f} times the lowest"
+            for seed, times in each.outliers().items()
+        ]
+    return lines
+
+
+def _commands(found: Sequence[Found]) -> list[str]:
+    lines = []
+    for training, runs, arms in {
+        each.training.name: (each.training, each.runs, [a for a in found if a.training.name == each.training.name])
+        for each in found
+    }.values():
+        times = [seconds(run, training.config) for run in runs.values()]
+        known = ", ".join(_hours(t) for t in times if t is not None)
+        lines.append(
+            f"# {', '.join(each.arm.label for each in arms)}: {training.config.steps} steps"
+            + f"; {known}" * bool(known)
+        )
+        lines.append(command(training))
+        lines += evaluations(setting for each in arms for setting in each.results)
+    return lines
+
+
+def _hours(of: float) -> str:
+    return f"{of:.0f} s" if of < 120 else f"{of / 60:.0f} min" if of < 7200 else f"{of / 3600:.1f} h"

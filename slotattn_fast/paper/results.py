@@ -1,0 +1,172 @@
+"""What the folder of `slotattn paper` holds, by arm and setting, and what it says of the paper's findings."""
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slotattn_fast.paper.bases import Scale
+from slotattn_fast.paper.experiments import Arm, Claim, Experiment, Point
+from slotattn_fast.paper.runner import FAILURE
+from slotattn_fast.paper.trainings import Training, setting_of, training_of
+from slotattn_fast.report.tables import DISTANCES, failed_runs, mean_and_deviation, score_text
+from slotattn_fast.train import run_folder
+from slotattn_fast.train.config import TrainConfig
+from slotattn_fast.train.errors import RunError
+from slotattn_fast.train.setting import Setting
+
+Result = Mapping[str, Any]
+"""An evaluation, as `train.evaluation.evaluate` returns it."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of an arm."""
+
+    arm: Arm
+    training: Training
+    results: Mapping[Setting, Mapping[int, Result]]
+    """Evaluations by the settings of the arm, then by seed."""
+    runs: Mapping[int, Path]
+    """Of every seed that was begun."""
+    broken: Mapping[int, str]
+    """Why a seed has no result."""
+
+    def values(self, setting: Setting, distance: str | None = None) -> dict[int, float | None]:
+        """Percent, by seed: FG-ARI, or AP at `distance`, or the attention's FG-ARI."""
+        return {seed: percent(self.arm, result, distance) for seed, result in self.results[setting].items()}
+
+    def outliers(self) -> dict[int, float]:
+        """Seeds that failed, as `report.tables.FAILED` says, and how many times the lowest training loss theirs is."""
+        first = next(iter(self.results.values()), {})
+        return failed_runs({seed: result["train_loss"] for seed, result in first.items()})
+
+
+def percent(arm: Arm, result: Result, distance: str | None = None) -> float | None:
+    """Of an evaluation. `distance` None is the first, inf."""
+    if arm.measure == "attention":
+        score = result["attention_ari"]
+    elif "ap" in result:
+        score = result["ap"][distance or DISTANCES[0]]
+    else:
+        score = result["fg_ari"]
+    return None if score is None else 100 * float(score)
+
+
+def is_property(training: Training) -> bool:
+    return training.config.task == "property"
+
+
+def columns(found: Found) -> tuple[str, ...]:
+    """What a score of the arm is of."""
+    if found.arm.measure == "attention":
+        return ("attention ARI",)
+    return DISTANCES if is_property(found.training) else ("FG-ARI",)
+
+
+def collect(experiment: Experiment, scale: Scale, out: Path, data: Path | None = None) -> list[Found]:
+    """Of each arm, the evaluations that are in the folder."""
+    found = []
+    for arm in experiment.arms:
+        training = training_of(arm, scale, data)
+        runs = _runs(training, out)
+        settings = [setting_of(setting, data) for setting in arm.settings]
+        results: dict[Setting, dict[int, Result]] = {setting: {} for setting in settings}
+        broken = {}
+        for seed, run in runs.items():
+            for setting in settings:
+                if (run / setting.file()).exists():
+                    results[setting][seed] = run_folder.read_json(run / setting.file())
+            if (run / FAILURE).exists():
+                broken[seed] = str(run_folder.read_json(run / FAILURE).get("error"))
+            elif not run_folder.is_complete(run):
+                broken[seed] = "not trained to its end"
+        found.append(Found(arm, training, results, runs, broken))
+    return found
+
+
+def _runs(training: Training, out: Path) -> dict[int, Path]:
+    pattern = re.compile(re.escape(training.name) + r"-seed-(\d+)")
+    matches = [(pattern.fullmatch(path.name), path) for path in (out / "runs").iterdir()]
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
+
+
+def score(values: Mapping[int, float | None]) -> str:
+    """Mean and standard deviation over the seeds."""
+    known = [value for value in values.values() if value is not None]
+    return score_text(mean_and_deviation(known)) if known and len(known) == len(values) else "-"
+
+
+AS_PUBLISHED, LEANS, NOT_SO, NO_RESULT = "as published", "leans so", "not so", "no result"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On a claim."""
+
+    word: str
+    """One of the four."""
+    text: str
+
+
+def verdict(claim: Claim, found: Sequence[Found], data: Path | None = None) -> Verdict:
+    """As published if every seed of the one is above every seed of the other, of one arm above its own other value."""
+    better, worse = (_values(point, found, claim.distance, data) for point in (claim.better, claim.worse))
+    said = f"{_told(claim.better, claim)} above {_told(claim.worse, claim)}"
+    if not better or not worse:
+        return Verdict(NO_RESULT, said)
+    means = [mean_and_deviation(list(values.values())).mean for values in (better, worse)]
+    if claim.better.arm == claim.worse.arm:
+        clear = better.keys() == worse.keys() and all(better[seed] > worse[seed] for seed in better)
+    else:
+        clear = min(better.values()) > max(worse.values())
+    word = AS_PUBLISHED if clear else LEANS if means[0] > means[1] else NOT_SO
+    seeds = min(len(better), len(worse))
+    count = "one seed" if seeds == 1 else f"{seeds} seeds" if len(better) == len(worse) else f"{seeds} seeds or more"
+    metric = f"AP ({claim.distance})" if is_property(_of(claim.better, found).training) else "FG-ARI"
+    return Verdict(word, f"{said}: {metric} {score(better)} and {score(worse)} %, {count}")
+
+
+def _told(point: Point, claim: Claim) -> str:
+    if claim.better.arm != claim.worse.arm:
+        return point.arm
+    return f"{point.arm}, {point.setting.iters} iteration{'s' * (point.setting.iters != 1)},"
+
+
+def _of(point: Point, found: Sequence[Found]) -> Found:
+    return next(each for each in found if each.arm.label == point.arm)
+
+
+def _values(point: Point, found: Sequence[Found], distance: str, data: Path | None) -> dict[int, float]:
+    values = _of(point, found).values(setting_of(point.setting, data), distance)
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def seconds(run: Path, config: TrainConfig) -> float | None:
+    """That training took, by the speeds in metrics.csv; None without them. What a kill lost is not counted."""
+    total, before = 0.0, 0
+    try:
+        with (run / "metrics.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                step = int(row["step"])
+                total += (step - before) * config.batch_size / float(row["images_per_second"])
+                before = step
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None
+    return total
+
+
+def machine(run: Path) -> str:
+    """Where a run was made, and with what."""
+    try:
+        env = json.loads((run / "env.json").read_bytes())
+        threads = f", {env['threads']} threads" if env["device"] == "cpu" else ""
+        return (
+            f"{env['device_name']}{threads}, torch {env['torch']}, slotattn-fast {env['slotattn_fast']} "
+            f"(commit {str(env['commit'])[:7]})"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{run / 'env.json'}: damaged ({error}); restore it") from error

@@ -1,0 +1,143 @@
+"""The trainings of the experiments: which there are, under which names, and by which commands."""
+
+import shlex
+from collections.abc import Container, Iterable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from slotattn_fast.data.catalogue import MANIFEST
+from slotattn_fast.paper.bases import BASES, Scale, base
+from slotattn_fast.paper.experiments import EXPERIMENTS, Arm
+from slotattn_fast.train.config import PRESETS, TrainConfig
+from slotattn_fast.train.setting import Setting
+
+_RUN_FIELDS = {field.name for field in fields(TrainConfig)} - {"model"}
+_FLAGS = ("greyscale",)
+
+
+class Training(NamedTuple):
+    """What arms of one base with the same changes share."""
+
+    name: str
+    config: TrainConfig
+    """Of seed 0."""
+
+    def run(self, out: Path, seed: int) -> Path:
+        return out / "runs" / f"{self.name}-seed-{seed}"
+
+
+class Job(NamedTuple):
+    """A training of one seed, and what is measured and drawn of it."""
+
+    training: Training
+    seed: int
+    measured: tuple[Setting, ...]
+    drawn: tuple[Setting, ...]
+
+
+def training_of(arm: Arm, scale: Scale, data: Path | None = None) -> Training:
+    """`data` is a folder of prepared folders: those under the names of data sets take the place of look-alikes."""
+    name, config = base(scale, arm.base)
+    model = {**config.model, **{key: value for key, value in arm.changes.items() if key not in _RUN_FIELDS}}
+    changed = replace(config, model=model, **{k: v for k, v in arm.changes.items() if k in _RUN_FIELDS})
+    differing = [key for key in arm.changes if _value(changed, key) != _value(config, key)]
+    words = [f"-{key.replace('_', '-')}-{arm.changes[key]}" for key in differing if arm.changes[key] is not None]
+    prepared = prepared_in(data, changed.data)
+    if prepared is not None:
+        changed = replace(changed, data=str(prepared), scenes=None)
+    return Training(name + "".join(words), changed)
+
+
+def _value(config: TrainConfig, key: str) -> Any:
+    return getattr(config, key) if key in _RUN_FIELDS else config.model.get(key)
+
+
+def prepared_in(data: Path | None, name: str) -> Path | None:
+    """The prepared folder of that name, if there is one."""
+    return None if data is None or not (data / name / MANIFEST).exists() else (data / name).resolve()
+
+
+def setting_of(setting: Setting, data: Path | None) -> Setting:
+    """The same with the prepared folder of its data, if there is one."""
+    prepared = None if setting.data is None else prepared_in(data, setting.data)
+    return setting if prepared is None else replace(setting, data=str(prepared))
+
+
+def jobs(
+    names: Iterable[str], scale: Scale, seeds: int, data: Path | None = None, only: Container[str] = BASES
+) -> list[Job]:
+    """Of all these experiments, each training once for each seed: all of the first seed, then of the next.
+
+    `only` are the bases whose arms are trained.
+    """
+    trainings: dict[str, Training] = {}
+    measured: dict[str, dict[Setting, None]] = {}
+    drawn: dict[str, dict[Setting, None]] = {}
+    for experiment in (EXPERIMENTS[name] for name in names):
+        for arm in experiment.arms:
+            if base(scale, arm.base).name not in only:
+                continue
+            training = training_of(arm, scale, data)
+            trainings[training.name] = training
+            into = drawn if experiment.form == "pictures" else measured
+            into.setdefault(training.name, {}).update(dict.fromkeys(setting_of(s, data) for s in arm.settings))
+    return [
+        Job(training, seed, tuple(measured.get(name, ())), tuple(drawn.get(name, ())) if seed == 0 else ())
+        for seed in range(seeds)
+        for name, training in trainings.items()
+    ]
+
+
+def command(training: Training) -> str:
+    """`slotattn train` for seed 0, as one would type it."""
+    config, preset = training.config, PRESETS[training.config.task][training.config.preset]
+    words = ["slotattn", "train", config.task, "--preset", config.preset]
+    for key in sorted(_RUN_FIELDS - {"task", "preset", "data_sha256"}):
+        value = getattr(config, key)
+        if value == getattr(preset, key) or value is None:  # None comes with another option
+            continue
+        words += [f"--{_dashed(key)}"] if key in _FLAGS else [f"--{_dashed(key)}", str(value)]
+    for key, value in config.model.items():
+        if value == preset.model.get(key, _default(config, key)):
+            continue
+        if isinstance(value, bool):
+            words += [f"--{'' if value else 'no-'}{_dashed(key)}"]
+        else:
+            words += [f"--{_dashed(key)}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join([*words, "--seed", "0"])
+
+
+def _dashed(key: str) -> str:
+    return key.replace("_", "-")
+
+
+def _default(config: TrainConfig, key: str) -> Any:
+    from slotattn_fast.models.discovery_config import DiscoveryConfig
+    from slotattn_fast.models.property_config import PropertyConfig
+
+    of = DiscoveryConfig if config.task == "discovery" else PropertyConfig
+    return asdict(of())[key]
+
+
+def evaluations(settings: Iterable[Setting]) -> list[str]:
+    """`slotattn eval` for the settings that are not the training's."""
+    lines: dict[str, list[str]] = {}
+    for setting in settings:
+        words = [f"--{_dashed(k)} {v}" for k, v in asdict(setting).items() if v is not None and k != "iters"]
+        lines.setdefault(" ".join(words), []).extend([] if setting.iters is None else [str(setting.iters)])
+    return [
+        " ".join(filter(None, ["slotattn eval RUN", words, f"--iters {' '.join(iters)}" if iters else ""]))
+        for words, iters in lines.items()
+        if words or iters
+    ]
+
+
+def look_alikes(arms: Iterable[Arm], scale: Scale, data: Path | None) -> dict[str, bool]:
+    """The data sets of the arms: whether a look-alike stands in for it, as no folder has it prepared."""
+    used: dict[str, None] = {}
+    for arm in arms:
+        used |= dict.fromkeys(
+            [base(scale, arm.base).config.data, *(s.data for s in arm.settings if s.data is not None)]
+        )
+    return {name: prepared_in(data, name) is None for name in used}

@@ -1,0 +1,83 @@
+"""What is said of results: scores over seeds, verdicts on the paper's findings, failed seeds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slotattn_fast.paper.experiments import Arm, Claim, Point
+from slotattn_fast.paper.results import Found, Verdict, score, seconds, verdict
+from slotattn_fast.paper.trainings import training_of
+from slotattn_fast.report.tables import DISTANCES
+from slotattn_fast.train.setting import DEFAULT, Setting
+
+
+def found(label: str, scores: dict[int, float | None], setting: Setting = DEFAULT, **arm: Any) -> Found:
+    made = Arm(label, "tetrominoes", settings=(setting,), **arm)
+    results = {seed: {"fg_ari": value, "train_loss": 1.0} for seed, value in scores.items()}
+    return Found(made, training_of(made, "quick"), {setting: results}, {}, {})
+
+
+def test_score_is_mean_and_deviation() -> None:
+    assert score({0: 90.0, 1: 92.0}) == "91.0 +- 1.4"
+    assert score({0: 90.0}) == "90.0"
+    assert score({0: 90.0, 1: None}) == score({}) == "-"
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "word"),
+    [
+        ({0: 0.9, 1: 0.8}, {0: 0.7, 1: 0.79}, "as published"),
+        ({0: 0.9, 1: 0.8}, {0: 0.7, 1: 0.81}, "leans so"),
+        ({0: 0.7, 1: 0.7}, {0: 0.7, 1: 0.7}, "not so"),
+        ({0: 0.7}, {0: 0.9, 1: 0.6}, "not so"),
+        ({0: 0.7}, {}, "no result"),
+    ],
+)
+def test_verdicts_on_two_arms(better: dict[int, float | None], worse: dict[int, float | None], word: str) -> None:
+    claim = Claim(Point("a"), Point("b"))
+    assert verdict(claim, [found("b", worse), found("a", better)]).word == word
+
+
+def test_a_verdict_tells_the_numbers() -> None:
+    claim = Claim(Point("mean"), Point("sum"))
+    assert verdict(claim, [found("mean", {0: 0.9}), found("sum", {0: 0.5})]) == Verdict(
+        "as published", "mean above sum: FG-ARI 90.0 and 50.0 %, one seed"
+    )
+
+
+def test_one_arm_is_compared_seed_by_seed() -> None:
+    arm = Arm("T", "tetrominoes", settings=(Setting(iters=1), Setting(iters=3)))
+    scores = {1: (0.5, 0.8), 3: (0.6, 0.9)}  # seed 1 with one iteration is above seed 0 with three
+    results = {
+        setting: {seed: {"fg_ari": value, "train_loss": 1.0} for seed, value in enumerate(scores[setting.iters or 0])}
+        for setting in arm.settings
+    }
+    claim = Claim(Point("T", arm.settings[1]), Point("T", arm.settings[0]))
+    said = verdict(claim, [Found(arm, training_of(arm, "quick"), results, {}, {})])
+    assert said.word == "as published"
+    assert said.text.startswith("T, 3 iterations, above T, 1 iteration,: FG-ARI 75.0 +- 21.2 and 65.0 +- 21.2 %")
+
+
+def test_ap_of_a_claim_is_at_its_distance() -> None:
+    def of(label: str, ap: list[float]) -> Found:
+        arm = Arm(label, "clevr10-properties")
+        result = {"ap": dict(zip(DISTANCES, ap, strict=True)), "attention_ari": 0.5, "train_loss": 1.0}
+        return Found(arm, training_of(arm, "quick"), {DEFAULT: {0: result}}, {}, {})
+
+    both = [of("a", [0.9, 0.5, 0.3, 0.1, 0]), of("b", [0.8, 0.5, 0.3, 0.2, 0])]
+    assert verdict(Claim(Point("a"), Point("b")), both).word == "as published"
+    assert verdict(Claim(Point("a"), Point("b"), "0.25"), both).word == "not so"
+
+
+def test_a_seed_of_a_much_higher_loss_has_failed() -> None:
+    made = found("a", {0: 0.9, 1: 0.1, 2: 0.9})
+    made.results[DEFAULT][1]["train_loss"] = 2.5  # type: ignore[index]
+    assert made.outliers() == {1: 2.5}
+
+
+def test_seconds_are_those_of_all_rows(tmp_path: Path) -> None:
+    config = training_of(Arm("", "tetrominoes"), "quick").config
+    assert seconds(tmp_path, config) is None
+    (tmp_path / "metrics.csv").write_text("step,loss,lr,images_per_second\n50,1,1,100.0\n100,1,1,200.0\n")
+    assert seconds(tmp_path, config) == pytest.approx(50 * 16 / 100 + 50 * 16 / 200)
