@@ -12,7 +12,17 @@ from tiny import TINY
 
 from slotattn_fast import cli
 from slotattn_fast.paper import bases, runner
-from slotattn_fast.paper.document import Bullets, Commands, Heading, Paragraph, Picture, Table, to_html, to_markdown
+from slotattn_fast.paper.document import (
+    Bullets,
+    Commands,
+    Heading,
+    Link,
+    Paragraph,
+    Picture,
+    Table,
+    to_html,
+    to_markdown,
+)
 from slotattn_fast.paper.trainings import jobs
 from slotattn_fast.train import discovery, loop, run_folder
 from slotattn_fast.train.errors import RunError
@@ -78,7 +88,7 @@ def test_from_the_command_to_the_report(tmp_path: Path, capsys: pytest.CaptureFi
     deviation = 100 * abs(scores[0] - scores[1]) / 2**0.5
     row = f"| object discovery: weighted mean | 2 | {mean:.1f} +- {deviation:.1f} |"
     assert row in text
-    assert page.count("data:image/png;base64,") == text.count("](figures/") == 2 + 2  # plots; slots and iterations
+    assert page.count("data:image/") == text.count("](figures/") == 2 + 2  # plots; slots and iterations
     assert "http" not in page
     assert "slotattn train discovery --preset quick" in page
     # Nothing is done again, and a folder that is there gets more seeds.
@@ -219,7 +229,7 @@ def test_blocks_are_written_safely(tmp_path: Path) -> None:
         Heading("a <b>", 2, "x"),
         Paragraph("1 < 2 & *3*"),
         Bullets(["a_b"]),
-        Table([["a|b", "c"], ["1", "2"]]),
+        Table([["a|b", "c"], [Link("1", "x"), "2"]]),
         Picture(picture, "it's <one>"),
         Commands("how", ["slotattn eval RUN <x>"]),
     ]
@@ -227,6 +237,7 @@ def test_blocks_are_written_safely(tmp_path: Path) -> None:
     assert "<b>" not in page
     assert "<title>t&lt;</title>" in page
     assert '<h2 id="x">a &lt;b&gt;</h2>' in page
+    assert '<td class="word"><a href="#x">1</a></td><td>2</td>' in page
     text = to_markdown(blocks, tmp_path)
     assert "| a\\|b | c |\n| --- | ---: |\n| 1 | 2 |" in text
     assert "](figures/a.png)" in text

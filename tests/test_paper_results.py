@@ -22,6 +22,7 @@ def test_score_is_mean_and_deviation() -> None:
     assert score({0: 90.0, 1: 92.0}) == "91.0 +- 1.4"
     assert score({0: 90.0}) == "90.0"
     assert score({0: 90.0, 1: None}) == score({}) == "-"
+    assert score({0: -0.01}) == "0.0"
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_one_arm_is_compared_seed_by_seed() -> None:
     claim = Claim(Point("T", arm.settings[1]), Point("T", arm.settings[0]))
     said = verdict(claim, [Found(arm, training_of(arm, "quick"), results, {}, {})])
     assert said.word == "as published"
-    assert said.text.startswith("T, 3 iterations, above T, 1 iteration,: FG-ARI 75.0 +- 21.2 and 65.0 +- 21.2 %")
+    assert said.text == "T: 3 iterations above 1: FG-ARI 75.0 +- 21.2 and 65.0 +- 21.2 %, 2 seeds"
 
 
 def test_ap_of_a_claim_is_at_its_distance() -> None:

@@ -25,15 +25,25 @@ class Bullets:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A cell that leads to a heading of the page; plain text in Markdown."""
+
+    text: str
+    anchor: str
+
+
+@dataclass(frozen=True)
 class Table:
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Link]]
     """The first is the head."""
+    words: int = 1
+    """So many columns at the left are words, the others numbers."""
 
 
 @dataclass(frozen=True)
 class Picture:
     path: Path
-    """A PNG below the folder of the report."""
+    """A PNG or WebP below the folder of the report."""
     caption: str
 
 
@@ -59,15 +69,19 @@ def _markdown(block: Block, folder: Path) -> str:
             return _plain(text)
         case Bullets(lines):
             return "\n".join(f"- {_plain(line)}" for line in lines)
-        case Table(rows):
-            head, *body = [[_plain(cell).replace("|", "\\|") for cell in row] for row in rows]
-            ruled = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+        case Table(rows, words):
+            head, *body = [[_plain(_text(cell)).replace("|", "\\|") for cell in row] for row in rows]
+            ruled = [head, ["---"] * words + ["---:"] * (len(head) - words), *body]
             return "\n".join(f"| {' | '.join(cells)} |" for cells in ruled)
         case Picture(path, caption):
             where = path.relative_to(folder).as_posix().replace(" ", "%20")
             return f"![{_plain(caption)}]({where})\n\n*{_plain(caption)}*"
         case Commands(summary, lines):
             return f"{_plain(summary)}\n\n```bash\n" + "\n".join(lines) + "\n```"
+
+
+def _text(cell: str | Link) -> str:
+    return cell.text if isinstance(cell, Link) else cell
 
 
 def _plain(text: str) -> str:
@@ -82,7 +96,7 @@ h1 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #8886; pad
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
 th, td { padding: 0.25rem 0.75rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+.word { text-align: left; white-space: normal; min-width: 9rem; }
 figure { margin: 1.5rem 0; } figcaption { font-size: 0.9rem; opacity: 0.8; }
 img { max-width: 100%; height: auto; background: white; }
 pre { overflow-x: auto; padding: 0.75rem; background: #8882; font-size: 0.85rem; }
@@ -109,19 +123,26 @@ def _html(block: Block) -> str:
             return f"<p>{html.escape(text)}</p>"
         case Bullets(lines):
             return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
-        case Table(rows):
+        case Table(rows, words):
             head, *body = rows
-            whole = "".join([_row("th", head), *(_row("td", row) for row in body)])
+            whole = "".join([_row("th", head, words), *(_row("td", row, words) for row in body)])
             return f'<div class="wide"><table>{whole}</table></div>'
         case Picture(path, caption):
             data = base64.b64encode(path.read_bytes()).decode()
             said = html.escape(caption)
-            image = f'<img alt="{said}" src="data:image/png;base64,{data}">'
+            image = f'<img alt="{said}" src="data:image/{path.suffix[1:]};base64,{data}">'
             return f"<figure>{image}<figcaption>{said}</figcaption></figure>"
         case Commands(summary, lines):
             code = html.escape("\n".join(lines))
             return f"<details><summary>{html.escape(summary)}</summary><pre>{code}</pre></details>"
 
 
-def _row(kind: str, cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>"
+def _row(kind: str, cells: Sequence[str | Link], words: int) -> str:
+    classes = [' class="word"'] * words + [""] * (len(cells) - words)
+    each = (f"<{kind}{of}>{_cell(cell)}</{kind}>" for cell, of in zip(cells, classes, strict=True))
+    return f"<tr>{''.join(each)}</tr>"
+
+
+def _cell(cell: str | Link) -> str:
+    text = html.escape(_text(cell))
+    return f'<a href="#{html.escape(cell.anchor)}">{text}</a>' if isinstance(cell, Link) else text

@@ -17,6 +17,7 @@ def score_tables(experiment: Experiment, found: Sequence[Found]) -> list[Table]:
     blocks: list[Table] = []
     for head in dict.fromkeys(columns(each) for each in found):
         rows = [["%", "seeds", *head]]
+        standing = ", unverified" if head == DISTANCES else ""
         for each in (each for each in found if columns(each) == head):
             (setting,) = each.results
             cells = {distance: each.values(setting, distance) for distance in _keys(head)}
@@ -25,9 +26,9 @@ def score_tables(experiment: Experiment, found: Sequence[Found]) -> list[Table]:
                 kept = [{seed: v for seed, v in values.items() if seed not in outliers} for values in cells.values()]
                 rows.append([f"{each.arm.label}, without the failed", str(len(kept[0])), *map(score, kept)])
             if each.arm.published:
-                rows.append([f"{each.arm.label} (published)", "5", *map(score_text, each.arm.published)])
+                rows.append([f"{each.arm.label} (published{standing})", "", *map(score_text, each.arm.published)])
         rows += [
-            [f"{quoted.label} (quoted by the paper)", "", *map(score_text, quoted.published)]
+            [f"{quoted.label} (quoted by the paper{standing})", "", *map(score_text, quoted.published)]
             for quoted in experiment.quoted
             if len(quoted.published) == len(head)
         ]
@@ -46,12 +47,21 @@ def _known(values: Mapping[int, float | None]) -> Values:
 def score_bars(found: Sequence[Found]) -> list[Panel]:
     panels: list[Panel] = []
     for head in dict.fromkeys(columns(each) for each in found):
+        of_head = [each for each in found if columns(each) == head]
+        task = _common_task([each.arm.label for each in of_head])
         arms = {}
-        for each in (each for each in found if columns(each) == head):
+        for each in of_head:
             (setting,) = each.results
-            arms[each.arm.label] = [_known(each.values(setting, distance)) for distance in _keys(head)]
-        panels.append(Bars("AP, %" if head == DISTANCES else f"{head[0]}, %", head, arms))
+            values = [_known(each.values(setting, distance)) for distance in _keys(head)]
+            arms[each.arm.label.removeprefix(f"{task}: ")] = values
+        panels.append(Bars(task, "AP, %" if head == DISTANCES else f"{head[0]}, %", head, arms))
     return panels
+
+
+def _common_task(labels: Sequence[str]) -> str:
+    """What all of "TASK: arm" begin with, if it is one."""
+    tasks = {label.rpartition(": ")[0] for label in labels}
+    return tasks.pop() if len(tasks) == 1 else ""
 
 
 def _lines(found: Found) -> dict[str, str | None]:

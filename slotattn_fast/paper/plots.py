@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from slotattn_fast.paper.small_png import save
+from slotattn_fast.paper.small_pictures import save
 from slotattn_fast.report.page import colour
 from slotattn_fast.report.tables import mean_and_deviation
 
@@ -19,6 +19,7 @@ Values = Sequence[float]
 class Bars(NamedTuple):
     """One axes: for each of `groups`, a bar for each arm."""
 
+    title: str
     ylabel: str
     groups: Sequence[str]
     arms: Mapping[str, Sequence[Values]]
@@ -40,9 +41,8 @@ Panel = Bars | Curves
 
 def plot(path: Path, panels: Sequence[Panel]) -> None:
     """Writes a PNG with the panels beside each other."""
-    widths = [2 + 0.9 * len(panel.groups) if isinstance(panel, Bars) else 5 for panel in panels]
-    figure = Figure(figsize=(max(4.5, sum(widths)), 3.4), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)
+    figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)
     for ax, panel in zip(grid[0], panels, strict=True):
         if isinstance(panel, Bars):
             _bars(ax, panel)
@@ -53,7 +53,7 @@ def plot(path: Path, panels: Sequence[Panel]) -> None:
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False, fontsize=8)
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False, fontsize=8)
     save(figure, path)
 
 
@@ -65,8 +65,9 @@ def _bars(ax: Axes, panel: Bars) -> None:
         ax.bar(x, means, width * 0.9, color=colour(number), alpha=0.6, label=arm)
         for centre, values in zip(x, groups, strict=True):
             ax.plot([centre] * len(values), values, "o", color=colour(number), ms=4, mec="0.2", mew=0.5)
-    ax.set_xticks(range(len(panel.groups)), panel.groups)
+    ax.set_xticks(range(len(panel.groups)), panel.groups if len(panel.groups) > 1 else [""])
     ax.set_ylabel(panel.ylabel)
+    ax.set_title(panel.title, fontsize=10)
 
 
 def _curves(ax: Axes, panel: Curves) -> None:

@@ -12,13 +12,14 @@ from slotattn_fast.paper.document import (
     Bullets,
     Commands,
     Heading,
+    Link,
     Paragraph,
     Picture,
     Table,
     to_html,
     to_markdown,
 )
-from slotattn_fast.paper.experiments import EXPERIMENTS, Experiment
+from slotattn_fast.paper.experiments import EXPERIMENTS, Claim
 from slotattn_fast.paper.forms import (
     iteration_curves,
     iteration_table,
@@ -30,7 +31,7 @@ from slotattn_fast.paper.forms import (
 from slotattn_fast.paper.plots import Panel, plot
 from slotattn_fast.paper.results import AS_PUBLISHED, NO_RESULT, Found, collect, machine, seconds, verdict
 from slotattn_fast.paper.runner import pictures
-from slotattn_fast.paper.small_png import copy
+from slotattn_fast.paper.small_pictures import copy
 from slotattn_fast.paper.trainings import command, evaluations, look_alikes
 
 _TITLE = "Slot Attention, the paper's experiments"
@@ -47,7 +48,7 @@ def write_report(names: Iterable[str], out: Path, scale: Scale, data: Path | Non
     every = {name: collect(EXPERIMENTS[name], scale, out, data) for name in names}
     blocks = _beginning(every, out, scale, data)
     for name, found in every.items():
-        blocks += _experiment(name, EXPERIMENTS[name], found, out, data)
+        blocks += _experiment(name, found, out, scale, data)
     written = [out / "report.html", out / "report.md"]
     for path, text in zip(written, (to_html(blocks, _TITLE), to_markdown(blocks, out)), strict=True):
         with atomic_write(path) as file:
@@ -60,17 +61,19 @@ def _beginning(every: Mapping[str, list[Found]], out: Path, scale: Scale, data: 
     spent = [seconds(run, config) for run, config in runs.items()]
     machines = Counter(machine(run) for run in runs)
     sets = look_alikes((each.arm for found in every.values() for each in found if each.runs), scale, data)
-    rows = [["experiment", "source", "findings as published"]]
+    rows: list[Sequence[str | Link]] = [("experiment", "source", "findings as published")]
     for name, found in every.items():
-        words = [verdict(claim, found, data).word for claim in EXPERIMENTS[name].claims]
+        words = [verdict(claim, found, data).word for claim in _claims(name, scale)]
         known = [word for word in words if word != NO_RESULT]
         counted = f"{known.count(AS_PUBLISHED)} of {len(known)}" if known else ""
-        rows.append([f"{name}: {EXPERIMENTS[name].title}", EXPERIMENTS[name].source, counted])
+        rows.append((Link(f"{name}: {EXPERIMENTS[name].title}", name), EXPERIMENTS[name].source, counted))
+    if scale == "smoke":
+        rows = [row[:-1] for row in rows]
     return [
         Heading(_TITLE, 1),
         Paragraph(
             f"Locatello et al. (2020), Object-Centric Learning with Slot Attention. Scale {scale}: {_SAYS[scale]} "
-            f"Written on {date.today().isoformat()} by `slotattn paper --scale {scale}`."
+            f"Written on {date.today().isoformat()} by slotattn paper --scale {scale}."
         ),
         Paragraph(
             "Scores are in percent, mean +- standard deviation over the seeds. FG-ARI is of held-out scenes, their "
@@ -81,24 +84,34 @@ def _beginning(every: Mapping[str, list[Found]], out: Path, scale: Scale, data: 
             [
                 *(f"{count} run{'s' * (count != 1)} on {where}" for where, count in machines.items()),
                 f"{_hours(sum(s for s in spent if s is not None))} of training in all",
-                *(
-                    f"{name}: {'a generated look-alike stands in for it' if alike else 'the published data'}"
-                    for name, alike in sets.items()
-                ),
+                *_data(sets),
             ]
         ),
-        Table(rows),
+        Table(rows, words=2),
     ]
 
 
-def _experiment(name: str, experiment: Experiment, found: Sequence[Found], out: Path, data: Path | None) -> list[Block]:
+def _data(sets: Mapping[str, bool]) -> list[str]:
+    drawn, prepared = (", ".join(name for name, alike in sets.items() if alike is it) for it in (True, False))
+    return [f"data, generated look-alikes of: {drawn}"] * bool(drawn) + [f"data, prepared: {prepared}"] * bool(prepared)
+
+
+def _claims(name: str, scale: Scale) -> tuple[Claim, ...]:
+    """Of a few steps nothing follows."""
+    return () if scale == "smoke" else EXPERIMENTS[name].claims
+
+
+def _experiment(name: str, found: Sequence[Found], out: Path, scale: Scale, data: Path | None) -> list[Block]:
+    experiment = EXPERIMENTS[name]
     blocks: list[Block] = [
         Heading(f"{name}: {experiment.title}", 2, name),
-        Paragraph(f"{experiment.source}. {experiment.finding}{' ' * bool(experiment.note)}{experiment.note}"),
+        Paragraph(
+            f"{experiment.source}. The paper: {experiment.finding}{' ' * bool(experiment.note)}{experiment.note}"
+        ),
     ]
     if missing := [each.arm.label for each in found if not each.runs]:
         blocks.append(Paragraph(f"Not run: {'; '.join(missing)}."))
-    verdicts = [verdict(claim, found, data) for claim in experiment.claims]
+    verdicts = [verdict(claim, found, data) for claim in _claims(name, scale)]
     found = [each for each in found if each.runs]
     if not found:
         return blocks
@@ -120,7 +133,7 @@ def _experiment(name: str, experiment: Experiment, found: Sequence[Found], out: 
     if panels:
         figure = out / "figures" / f"{name}.png"
         plot(figure, panels)
-        blocks.append(Picture(figure, f"{experiment.title}. Ours, with each seed or its standard deviation."))
+        blocks.append(Picture(figure, f"{experiment.title}. Ours: means, with each seed or the standard deviation."))
     if troubles := _troubles(found):
         blocks.append(Bullets(troubles))
     return [*blocks, Commands("Commands, and how long each took", _commands(found))]
@@ -132,13 +145,13 @@ def _pictures(name: str, found: Sequence[Found], out: Path) -> list[Block]:
         seed, run = next(iter(each.runs.items()))
         for setting in each.results:
             used = setting.file().removeprefix("eval").removesuffix(".json").replace("-", " ")
-            for kind in ("slots", "iterations"):
+            for kind, what in (("slots", "what each slot holds"), ("iterations", "what each iteration attends to")):
                 source = pictures(out, run, setting) / f"{kind}.png"
                 if source.exists():
-                    path = out / "figures" / f"{name}-{source.parent.name}-{kind}.png"
+                    path = out / "figures" / f"{name}-{source.parent.name}-{kind}.webp"
                     copy(source, path)
                     blocks.append(
-                        Picture(path, f"{each.arm.label}{f' ({used.strip()})' * bool(used)}, seed {seed}: {kind}")
+                        Picture(path, f"{each.arm.label}{f' ({used.strip()})' * bool(used)}, seed {seed}: {what}")
                     )
     return blocks
 

@@ -115,7 +115,7 @@ class Verdict:
 def verdict(claim: Claim, found: Sequence[Found], data: Path | None = None) -> Verdict:
     """As published if every seed of the one is above every seed of the other, of one arm above its own other value."""
     better, worse = (_values(point, found, claim.distance, data) for point in (claim.better, claim.worse))
-    said = f"{_told(claim.better, claim)} above {_told(claim.worse, claim)}"
+    said = _told(claim)
     if not better or not worse:
         return Verdict(NO_RESULT, said)
     means = [mean_and_deviation(list(values.values())).mean for values in (better, worse)]
@@ -130,10 +130,11 @@ def verdict(claim: Claim, found: Sequence[Found], data: Path | None = None) -> V
     return Verdict(word, f"{said}: {metric} {score(better)} and {score(worse)} %, {count}")
 
 
-def _told(point: Point, claim: Claim) -> str:
-    if claim.better.arm != claim.worse.arm:
-        return point.arm
-    return f"{point.arm}, {point.setting.iters} iteration{'s' * (point.setting.iters != 1)},"
+def _told(claim: Claim) -> str:
+    better, worse = claim.better, claim.worse
+    if better.arm != worse.arm:
+        return f"{better.arm} above {worse.arm}"
+    return f"{better.arm}: {better.setting.iters} iterations above {worse.setting.iters}"
 
 
 def _of(point: Point, found: Sequence[Found]) -> Found:

@@ -111,12 +111,12 @@ def _over(scores: Sequence[float | None]) -> str:
 
 
 def _percent(score: float | None) -> str:
-    return "-" if score is None else f"{100 * score:.1f}"
+    return "-" if score is None else f"{100 * score:z.1f}"
 
 
 def score_text(percent: Score) -> str:
     """Mean and standard deviation, if there is one."""
-    return f"{percent.mean:.1f}" + ("" if percent.deviation is None else f" +- {percent.deviation:.1f}")
+    return f"{percent.mean:z.1f}" + ("" if percent.deviation is None else f" +- {percent.deviation:.1f}")
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
