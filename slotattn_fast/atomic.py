@@ -12,9 +12,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path` and, if the block succeeds, puts it in the place of `path`.
 
     The file and then its folder are flushed to the disk, so that a crash, a full disk or a power cut leaves the old
-    file whole. An exception in the block removes the temporary file and leaves `path` alone.
+    file whole. An exception in the block removes the temporary file and leaves `path` alone. Of processes that write
+    the same file at once the last one has it.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path), temporary.open("wb") as file:
             yield file

@@ -124,6 +124,8 @@ def _train(run: Path, device: Device | None = None, devices: int | None = None, 
         return _fail(f"{stopped}; {go_on}", code) if is_first() else code
     except KeyboardInterrupt:
         return _fail(f"interrupted; {go_on}", 130)
+    except OSError as error:
+        return _fail(f"{error}; when that is mended, {go_on}", 1)
     except (MemoryError, RuntimeError) as error:
         # PyTorch says of a CPU's memory, in a plain RuntimeError, that it "can't allocate memory".
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):

@@ -51,12 +51,12 @@ def test_failure_while_saving_keeps_the_old_ones(tmp_path: Path, monkeypatch: py
 
 def test_kill_while_saving_leaves_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, _checkpoint(10))
-    (tmp_path / ".step-00000020.pt.tmp").write_bytes(b"half a checkpoint")
+    (tmp_path / ".step-00000020.pt.123.tmp").write_bytes(b"half a checkpoint")
     newest, _ = checkpoint.load_newest(tmp_path)
     assert newest is not None
     assert newest.step == 10
     checkpoint.save(tmp_path, _checkpoint(20))
-    assert _names(tmp_path) == ["step-00000010.pt", "step-00000020.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010.pt", "step-00000020.pt"]
 
 
 def _flip_a_weight(path: Path) -> None:

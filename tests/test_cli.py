@@ -335,6 +335,17 @@ def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "no compiler" in error
 
 
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device", "metrics.csv")
+
+    monkeypatch.setattr(run_module, "train", fails)
+    assert _train(tmp_path, "x", "--warmup-steps", "0") == 1
+    line = _one_line(capsys)
+    assert "No space left on device" in line
+    assert line.endswith(f"when that is mended, go on with `slotattn train resume {tmp_path / 'x'}`")
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
 def test_too_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception

@@ -300,6 +300,25 @@ def test_arrays_of_another_length_that_the_manifest_knows(folder):
     assert problem(open_prepared, folder).startswith(f"{folder / 'train' / 'x.npy'}: float32 [], expected")
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("images", lambda a: a.astype(np.float32), "expected uint8 [N, H, W, C]"),
+        ("images", lambda a: a[..., 0], "expected uint8 [N, H, W, C]"),
+        ("labels", lambda a: a.astype(np.int32), "expected uint8 [3, 35, 35]"),
+        ("labels", lambda a: a[:, :-1], "expected uint8 [3, 35, 35]"),
+    ],
+)
+def test_pictures_that_the_manifest_knows_and_nothing_can_read(folder, name, change, expected):
+    path = folder / "train" / f"{name}.npy"
+    array = change(np.load(path))
+    np.save(path, array)
+    edit(folder, _set("splits", "train", name, "shape", to=list(array.shape)))
+    edit(folder, _set("splits", "train", name, "dtype", to=array.dtype.name))
+    message = problem(open_prepared, folder)
+    assert message == f"{path}: {array.dtype.name} {list(array.shape)}, {expected}{REMEDY}"
+
+
 def test_extra_files_are_passed_over(folder, whole):
     for name in ("train/notes.txt", "train/other.npy", "progress.json", "lock", ".DS_Store"):
         (folder / name).write_text("x")

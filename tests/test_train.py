@@ -209,6 +209,22 @@ def test_rows_that_cannot_be_read_are_dropped(tmp_path: Path, damage: bytes) -> 
     _assert_same_rows(tmp_path / "cut", tmp_path / "uncut")
 
 
+@pytest.mark.parametrize("step", [8, 12])
+def test_kill_between_checkpoint_and_picture_loses_no_picture(tmp_path: Path, step: int) -> None:
+    config = replace(CONFIG, checkpoint_every=4)
+
+    class Dies(Toy):
+        def draw(self, model: nn.Module, path: Path) -> None:
+            if path.stem == f"step-{step:08d}":
+                os.kill(os.getpid(), signal.SIGKILL)
+            super().draw(model, path)
+
+    assert in_child(lambda: _fit(tmp_path, Dies(config))) == -signal.SIGKILL
+    assert checkpoint.paths(tmp_path / "checkpoints")[-1].stem == f"step-{step:08d}"
+    _fit(tmp_path, Toy(config))
+    assert sorted(path.stem for path in (tmp_path / "images").iterdir()) == [f"step-{n:08d}" for n in (4, 8, 12)]
+
+
 @pytest.mark.parametrize("written", ["nothing", "half", "all"])
 def test_kill_during_a_save_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str) -> None:
     """kill -9 while the second checkpoint is written: before, in the midst of, and after its bytes."""

@@ -48,7 +48,7 @@ def sampler(
             device=device,
         )
     if max_objects is not None:
-        raise DataError(f"max_objects: got {max_objects} for {name}; only CLEVR is drawn with fewer objects")
+        raise DataError(f"max_objects: got {max_objects} for {name}; only CLEVR is drawn with fewer objects: take that")
     if name == "tetrominoes":
         return sample_tetrominoes
     return partial(sample_sprites, variant=name.removeprefix("multi-dsprites-").replace("-", "_"))

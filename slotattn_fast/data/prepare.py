@@ -239,7 +239,7 @@ def _begin(unfinished: Path, about: dict[str, Any]) -> _Progress:
         done, rows = int(values["done"]), {split: int(values["rows"][split]) for split in SPLITS}
         progress = _Progress(values["about"], done, rows, {k: int(v) for k, v in dict(values["bytes"]).items()}, done)
     except FileNotFoundError:
-        if {path.name for path in unfinished.iterdir()} - {_LOCK, f".{_PROGRESS}.tmp"}:
+        if any(path.name != _LOCK and not path.match(f".{_PROGRESS}.*.tmp") for path in unfinished.iterdir()):
             raise DataError(
                 f"{unfinished}: has no {_PROGRESS}, so it is of something else; remove it, or choose another --out"
             ) from None

@@ -57,6 +57,8 @@ def open_prepared(path: Path) -> Prepared:
             splits[split] = {}
             for name, about in manifest["splits"][split].items():
                 splits[split][name] = _map(path / split / f"{name}.npy", about, manifest["scenes"][split])
+            if "images" in splits[split]:
+                _require_pictures(path / split, splits[split])
         train, held_out = splits.values()
         if "images" not in train or train.keys() != held_out.keys() or manifest["name"] not in CATALOGUE:
             raise ValueError("no known data set, or not the same arrays in both splits")
@@ -123,6 +125,20 @@ def _map(file: Path, about: Mapping[str, Any], scenes: int) -> NDArray[Any]:
             f"scenes; {_REMEDY}"
         )
     return array
+
+
+def _require_pictures(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raises `DataError` for images or labels that are not what every reader of them takes."""
+    images, labels = arrays["images"], arrays.get("labels")
+    if images.dtype != np.uint8 or images.ndim != 4:
+        name, found, expected = "images", images, "[N, H, W, C]"
+    elif labels is not None and (labels.dtype != np.uint8 or labels.shape != images.shape[:3]):
+        name, found, expected = "labels", labels, str(list(images.shape[:3]))
+    else:
+        return
+    raise DataError(
+        f"{folder / name}.npy: {found.dtype.name} {list(found.shape)}, expected uint8 {expected}; {_REMEDY}"
+    )
 
 
 _REMEDY = "make it anew with `slotattn data prepare` or `generate`"

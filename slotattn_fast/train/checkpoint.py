@@ -47,6 +47,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     for old in saved:
         if old not in newest:
             old.unlink()
+    for half in folder.glob(".step-*.tmp"):  # of processes that were killed while they wrote
+        half.unlink(missing_ok=True)
     return path
 
 

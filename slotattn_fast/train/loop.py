@@ -93,6 +93,8 @@ def fit(fabric: Fabric, model: nn.Module, task: Task, config: TrainConfig, run: 
         log = stack.enter_context(Log(run, start)) if fabric.is_global_zero else None
         bar = stack.enter_context(_progress_bar(start, config.steps, shown=fabric.is_global_zero))
         batches = stack.enter_context(closing(task.batches(start, fabric)))
+        if log is not None and start and not _picture(run, start).exists():  # killed between checkpoint and picture
+            _draw(task, model, config, run, start, log)
         for step in range(start, config.steps):
             batch = noise.add_to(next(batches), step)
             if step_once is None:
@@ -127,12 +129,21 @@ def fit(fabric: Fabric, model: nn.Module, task: Task, config: TrainConfig, run: 
                     checkpoint.save(
                         run / "checkpoints", checkpoint.Checkpoint(done, *states, asdict(config), unwritten)
                     )
-            if (done % config.image_every == 0 or done == config.steps) and log is not None:
-                picture = run / "images" / f"step-{done:08d}.png"
-                task.draw(model, picture)
-                log.picture(picture, done)
+            if log is not None:
+                _draw(task, model, config, run, done, log)
             if signal is not None:
                 raise Stopped(signal, done)
+
+
+def _draw(task: Task, model: nn.Module, config: TrainConfig, run: Path, done: int, log: Log) -> None:
+    """The picture after `done` steps, if one is due then."""
+    if done % config.image_every == 0 or done == config.steps:
+        task.draw(model, _picture(run, done))
+        log.picture(_picture(run, done), done)
+
+
+def _picture(run: Path, step: int) -> Path:
+    return run / "images" / f"step-{step:08d}.png"
 
 
 def seed_of(seed: int, use: int, step: int) -> int:

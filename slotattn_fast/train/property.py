@@ -154,7 +154,7 @@ class PropertyTask:
         slots: dict[str, Any] = {"num_slots": setting.num_slots, "iters": setting.iters}
         for scenes, generator in evaluation_batches(split, number, next(model.parameters()).device):
             images = to_model(scenes["images"], self.config.greyscale)
-            if iters_of(model.config, setting):
+            if (iters_of(model.config, setting) or 0) > 0:
                 every = model.iterations(images, generator=generator, **slots)
                 predictions, attention = every.predictions[-1], every.attention[-1]
             else:
