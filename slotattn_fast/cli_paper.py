@@ -58,7 +58,7 @@ class Paper:
     device: Annotated[Device | None, arg(metavar="{auto,cpu,cuda}", help_behavior_hint="(default: auto)")] = None
     """Where to train."""
     report_only: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
-    """Run nothing, and write the report of what is there: with no NAME, of all that was asked for before."""
+    """Run nothing, and write the report of what is there."""
 
 
 def run_paper(command: Paper) -> int:
@@ -72,14 +72,18 @@ def run_paper(command: Paper) -> int:
         raise UsageError(f"only: got {', '.join(map(repr, others))}, expected some of {', '.join(BASES)}")
     names = [name for name in EXPERIMENTS if name in command.experiments or not command.experiments]
     if command.scale is None:
+        if command != Paper(command.experiments):
+            raise UsageError("scale: got none; without it the experiments are listed, and nothing else")
         print("\n".join(_listed(names)))
         return 0
     return _run(command, names, command.scale)
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, EXPERIMENTS, 4, 0.5)
-    return f"no experiment {name!r}; " + (f"near: {', '.join(near)}" if near else "`slotattn paper` lists them")
+    begun = [known for known in EXPERIMENTS if known.startswith(name)]
+    near = begun or difflib.get_close_matches(name, EXPERIMENTS, 4, 0.5)
+    told = f", near: {', '.join(near)}" if near else ""
+    return f"no experiment {name!r}{told}; `slotattn paper` lists all"
 
 
 def _listed(names: list[str]) -> list[str]:
@@ -98,7 +102,7 @@ def _listed(names: list[str]) -> list[str]:
 
 def _run(command: Paper, names: list[str], scale: Scale) -> int:
     from slotattn_fast.paper.report import write_report
-    from slotattn_fast.paper.runner import open_folder, run_all
+    from slotattn_fast.paper.runner import asked_before, open_folder, run_all
     from slotattn_fast.paper.trainings import jobs, look_alikes
     from slotattn_fast.train.loop import Stopped
 
@@ -109,19 +113,24 @@ def _run(command: Paper, names: list[str], scale: Scale) -> int:
     if command.data is not None and not command.data.is_dir():
         raise UsageError(f"data: got {command.data}, which is no folder")
     out = command.out or Path(f"paper-{scale}")
-    asked = open_folder(out, scale, names if command.experiments or not command.report_only else [])
-    failures: dict[str, str] = {}
-    if not command.report_only:
-        todo = jobs(names, scale, seeds, command.data, command.only)
-        arms = [arm for name in names for arm in EXPERIMENTS[name].arms if base(scale, arm.base).name in command.only]
-        for name, alike in look_alikes(arms, scale, command.data).items():
-            if alike:
-                print(f"{name}: a generated look-alike stands in; `slotattn data info {name}` says how to prepare it")
-        try:
-            failures = run_all(todo, out, command.device)
-        except Stopped as stopped:
-            print(f"slotattn: {stopped}; the same command goes on", file=sys.stderr)
-            return 128 + stopped.signal
+    if command.report_only:
+        asked = [name for name in asked_before(out, scale) if name in names]
+        print(*write_report(asked, out, scale, command.data), sep="\n")
+        return 0
+    todo = jobs(names, scale, seeds, command.data, command.only)
+    if not todo:
+        raise UsageError(f"only: got {', '.join(command.only)}, which none of {', '.join(names)} trains")
+    asked = open_folder(out, scale, names)
+    arms = [arm for name in names for arm in EXPERIMENTS[name].arms if base(scale, arm.base).name in command.only]
+    for name, alike in look_alikes(arms, scale, command.data).items():
+        if alike:
+            print(f"{name}: a generated look-alike stands in; `slotattn data info {name}` says how to prepare it")
+    try:
+        failures = run_all(todo, out, command.device)
+    except Stopped as stopped:
+        print(f"slotattn: {stopped}; the same command goes on", file=sys.stderr)
+        return 128 + stopped.signal
+    print(f"{len(todo) - len(failures)} of {len(todo)} runs are complete")
     print(*write_report(asked, out, scale, command.data), sep="\n")
     for run, why in failures.items():
         print(f"slotattn: {run}: {why}", file=sys.stderr)

@@ -48,7 +48,8 @@ def paper(*words: str) -> int:
 
 def smoke(out: Path, *words: str) -> int:
     """Of Tetrominoes alone."""
-    return paper(*words, "--scale", "smoke", "--out", str(out), "--only", "tetrominoes")
+    only = () if "--only" in words else ("--only", "tetrominoes")
+    return paper(*words, "--scale", "smoke", "--out", str(out), *only)
 
 
 def runner_experiments() -> dict:
@@ -67,9 +68,11 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_experiments_get_the_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert paper("figure7", "--scale", "smoke") == 2
-    assert "no experiment 'figure7'; near: figure-7" in capsys.readouterr().err
+    assert "no experiment 'figure7', near: figure-7" in capsys.readouterr().err
+    assert paper("figure-5") == 2
+    assert "near: figure-5-left, figure-5-center, figure-5-right; " in capsys.readouterr().err
     assert paper("xyz") == 2
-    assert "`slotattn paper` lists them" in capsys.readouterr().err
+    assert "no experiment 'xyz'; `slotattn paper` lists all" in capsys.readouterr().err
 
 
 def test_from_the_command_to_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +142,11 @@ def test_a_run_that_fails_leaves_the_others(
     assert "| object discovery: weighted sum | 0 | - |" in text
     assert smoke(tmp_path, "figure-7") == 0
     assert "no result" not in (tmp_path / "report.md").read_text()
+
+
+def test_options_without_a_scale_are_not_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+    assert paper("figure-7", "--report-only") == 2
+    assert "scale: got none" in capsys.readouterr().err
 
 
 def test_folders_that_are_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,13 +220,26 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").iterdir())) == 4
 
 
-def test_report_alone_runs_nothing(tmp_path: Path) -> None:
-    assert smoke(tmp_path, *runner_experiments(), "--report-only") == 0
+def test_report_alone_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert smoke(tmp_path / "new", "--report-only") == 1
+    assert "no folder of `slotattn paper`" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    runner.open_folder(tmp_path, "smoke", runner_experiments())
+    assert smoke(tmp_path, "--report-only") == 0
     assert not list((tmp_path / "runs").iterdir())
     text = (tmp_path / "report.md").read_text()
     assert all(f"## {name}: " in text for name in runner_experiments())
-    assert smoke(tmp_path, "--report-only") == 0
-    assert (tmp_path / "report.md").read_text() == text
+
+
+def test_a_damaged_note_can_be_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert smoke(tmp_path, "figure-3") == 0
+    for damage in ("{", "[]", '{"format": 1}', ""):
+        (tmp_path / "paper.json").write_text(damage)
+        assert smoke(tmp_path, "figure-3") == 1
+        assert "paper.json: damaged" in capsys.readouterr().err
+    (tmp_path / "paper.json").unlink()
+    assert smoke(tmp_path, "figure-3") == 0
+    assert "1 of 1 runs are complete" in capsys.readouterr().out
 
 
 def test_blocks_are_written_safely(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def score_tables(experiment: Experiment, found: Sequence[Found]) -> list[Table]:
     """A table for each kind of score: our rows, then the published."""
     blocks: list[Table] = []
     for head in dict.fromkeys(columns(each) for each in found):
-        rows = [["%", "seeds", *head]]
+        rows = [["AP in %, by distance" if head == DISTANCES else "%", "seeds", *head]]
         standing = ", unverified" if head == DISTANCES else ""
         for each in (each for each in found if columns(each) == head):
             (setting,) = each.results
@@ -54,7 +54,7 @@ def score_bars(found: Sequence[Found]) -> list[Panel]:
             (setting,) = each.results
             values = [_known(each.values(setting, distance)) for distance in _keys(head)]
             arms[each.arm.label.removeprefix(f"{task}: ")] = values
-        panels.append(Bars(task, "AP, %" if head == DISTANCES else f"{head[0]}, %", head, arms))
+        panels.append(Bars(task, *(("distance", "AP, %") if head == DISTANCES else ("", f"{head[0]}, %")), head, arms))
     return panels
 
 
@@ -64,20 +64,17 @@ def _common_task(labels: Sequence[str]) -> str:
     return tasks.pop() if len(tasks) == 1 else ""
 
 
-def _lines(found: Found) -> dict[str, str | None]:
-    """The distances that the arm has a line for, by name."""
-    label = found.arm.label
-    return (
-        {f"{label}, AP ({distance})": distance for distance in DISTANCES}
-        if is_property(found.training)
-        else {label: None}
-    )
+def _lines(found: Found, alone: bool) -> dict[str, str | None]:
+    """The distances that the arm has a line for, by a name that leaves out the arm if it is `alone`."""
+    if not is_property(found.training):
+        return {found.arm.label: None}
+    return {("" if alone else f"{found.arm.label}, ") + f"AP ({distance})": distance for distance in DISTANCES}
 
 
 def iteration_table(found: Sequence[Found]) -> Table:
     rows = [["iterations when testing, %", *(str(setting.iters) for setting in found[0].results)]]
     for each in found:
-        for label, distance in _lines(each).items():
+        for label, distance in _lines(each, len(found) == 1).items():
             rows.append([label, *(score(each.values(setting, distance)) for setting in each.results)])
     return Table(rows)
 
@@ -86,11 +83,11 @@ def iteration_curves(found: Sequence[Found]) -> list[Panel]:
     lines = {
         label: [_known(each.values(setting, distance)) for setting in each.results]
         for each in found
-        for label, distance in _lines(each).items()
+        for label, distance in _lines(each, len(found) == 1).items()
     }
     x = [setting.iters for setting in found[0].results if setting.iters is not None]
     ylabel = "AP, %" if is_property(found[0].training) else "FG-ARI, %"
-    return [Curves("iterations when testing", ylabel, x, lines)]
+    return [Curves("", "iterations when testing", ylabel, x, lines)]
 
 
 def _ap_by_objects(found: Found, setting: Setting, distance: str, number: str) -> dict[int, float | None]:
@@ -106,7 +103,7 @@ def object_table(found: Sequence[Found]) -> Table:
     rows = [["objects in the scene, AP in %", *_OBJECTS]]
     for each in found:
         (setting,) = each.results
-        for label, distance in _lines(each).items():
+        for label, distance in _lines(each, len(found) == 1).items():
             assert distance is not None
             rows.append([label, *(score(_ap_by_objects(each, setting, distance, number)) for number in _OBJECTS)])
     return Table(rows)
@@ -118,7 +115,8 @@ def object_curves(found: Sequence[Found]) -> list[Panel]:
         (setting,) = each.results
         lines = {
             label: [_known(_ap_by_objects(each, setting, distance or "", number)) for number in _OBJECTS]
-            for label, distance in _lines(each).items()
+            for label, distance in _lines(each, alone=True).items()
         }
-        panels.append(Curves("objects in the scene", "AP, %", [int(number) for number in _OBJECTS], lines))
+        x = [int(number) for number in _OBJECTS]
+        panels.append(Curves(each.arm.label, "objects in the scene", "AP, %", x, lines))
     return panels

@@ -20,6 +20,7 @@ class Bars(NamedTuple):
     """One axes: for each of `groups`, a bar for each arm."""
 
     title: str
+    xlabel: str
     ylabel: str
     groups: Sequence[str]
     arms: Mapping[str, Sequence[Values]]
@@ -29,6 +30,7 @@ class Bars(NamedTuple):
 class Curves(NamedTuple):
     """One axes: for each name a line over x."""
 
+    title: str
     xlabel: str
     ylabel: str
     x: Sequence[int]
@@ -48,12 +50,13 @@ def plot(path: Path, panels: Sequence[Panel]) -> None:
             _bars(ax, panel)
         else:
             _curves(ax, panel)
-        ax.set_ylim(0, 100)
+        ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel, ylim=(0, 100))
+        ax.set_title(panel.title, fontsize=10)
         ax.grid(axis="y", color="0.9")
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False, fontsize=8)
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=8)
     save(figure, path)
 
 
@@ -66,8 +69,6 @@ def _bars(ax: Axes, panel: Bars) -> None:
         for centre, values in zip(x, groups, strict=True):
             ax.plot([centre] * len(values), values, "o", color=colour(number), ms=4, mec="0.2", mew=0.5)
     ax.set_xticks(range(len(panel.groups)), panel.groups if len(panel.groups) > 1 else [""])
-    ax.set_ylabel(panel.ylabel)
-    ax.set_title(panel.title, fontsize=10)
 
 
 def _curves(ax: Axes, panel: Curves) -> None:
@@ -80,4 +81,4 @@ def _curves(ax: Axes, panel: Curves) -> None:
         deviation = np.array([value.deviation or 0 for _, value in known])
         ax.plot(x, mean, "o-", ms=4, color=colour(number), label=name)
         ax.fill_between(x, mean - deviation, mean + deviation, color=colour(number), alpha=0.2, linewidth=0)
-    ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel, xticks=panel.x)
+    ax.set_xticks(panel.x)

@@ -6,6 +6,7 @@ from datetime import date
 from pathlib import Path
 
 from slotattn_fast.atomic import atomic_write
+from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.paper.bases import Scale
 from slotattn_fast.paper.document import (
     Block,
@@ -32,7 +33,7 @@ from slotattn_fast.paper.plots import Panel, plot
 from slotattn_fast.paper.results import AS_PUBLISHED, NO_RESULT, Found, collect, machine, seconds, verdict
 from slotattn_fast.paper.runner import pictures
 from slotattn_fast.paper.small_pictures import copy
-from slotattn_fast.paper.trainings import command, evaluations, look_alikes
+from slotattn_fast.paper.trainings import command, evaluations
 
 _TITLE = "Slot Attention, the paper's experiments"
 _SAYS: dict[Scale, str] = {
@@ -60,7 +61,6 @@ def _beginning(every: Mapping[str, list[Found]], out: Path, scale: Scale, data: 
     runs = {run: each.training.config for found in every.values() for each in found for run in each.runs.values()}
     spent = [seconds(run, config) for run, config in runs.items()]
     machines = Counter(machine(run) for run in runs)
-    sets = look_alikes((each.arm for found in every.values() for each in found if each.runs), scale, data)
     rows: list[Sequence[str | Link]] = [("experiment", "source", "findings as published")]
     for name, found in every.items():
         words = [verdict(claim, found, data).word for claim in _claims(name, scale)]
@@ -84,15 +84,18 @@ def _beginning(every: Mapping[str, list[Found]], out: Path, scale: Scale, data: 
             [
                 *(f"{count} run{'s' * (count != 1)} on {where}" for where, count in machines.items()),
                 f"{_hours(sum(s for s in spent if s is not None))} of training in all",
-                *_data(sets),
+                *_data(every),
             ]
         ),
         Table(rows, words=2),
     ]
 
 
-def _data(sets: Mapping[str, bool]) -> list[str]:
-    drawn, prepared = (", ".join(name for name, alike in sets.items() if alike is it) for it in (True, False))
+def _data(every: Mapping[str, list[Found]]) -> list[str]:
+    """As the evaluations tell it."""
+    results = (by_seed for found in every.values() for each in found for by_seed in each.results.values())
+    used = dict.fromkeys(str(result["data"]) for by_seed in results for result in by_seed.values())
+    drawn, prepared = (", ".join(name for name in used if (name in GENERATED) is it) for it in (True, False))
     return [f"data, generated look-alikes of: {drawn}"] * bool(drawn) + [f"data, prepared: {prepared}"] * bool(prepared)
 
 

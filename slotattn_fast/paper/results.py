@@ -164,7 +164,7 @@ def machine(run: Path) -> str:
     """Where a run was made, and with what."""
     try:
         env = json.loads((run / "env.json").read_bytes())
-        threads = f", {env['threads']} threads" if env["device"] == "cpu" else ""
+        threads = f", {env['threads']} thread{'s' * (env['threads'] != 1)}" if env["device"] == "cpu" else ""
         return (
             f"{env['device_name']}{threads}, torch {env['torch']}, slotattn-fast {env['slotattn_fast']} "
             f"(commit {str(env['commit'])[:7]})"

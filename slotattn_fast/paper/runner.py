@@ -6,6 +6,7 @@ OUT/pictures/     of settings other than the training's
 OUT/report.html, report.md, figures/
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,23 +41,43 @@ def open_folder(out: Path, scale: Scale, names: Iterable[str]) -> list[str]:
     """
     path = out / "paper.json"
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise RunError(f"{out}: exists already and is not a folder of `slotattn paper`; choose another --out")
-        (out / "runs").mkdir(parents=True, exist_ok=True)
+        try:
+            if out.exists() and not (out.is_dir() and all(map(_is_ours, out.iterdir()))):
+                raise RunError(f"{out}: exists already and is not a folder of `slotattn paper`; choose another --out")
+            (out / "runs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
         run_folder.write_json(path, {"format": FORMAT, "scale": scale, "experiments": []})
-    found = run_folder.read_json(path)
-    if found.get("format") != FORMAT:
-        raise RunError(
-            f"{out}: format {found.get('format')!r}, expected {FORMAT}; it is of another version of slotattn-fast, so "
-            "choose another --out"
-        )
-    if found.get("scale") != scale:
-        raise RunError(f"{out}: holds runs of scale {found.get('scale')!r}, not {scale!r}; choose another --out")
-    asked = {*names, *found["experiments"]}
+    before = asked_before(out, scale)
+    asked = {*names, *before}
     every = [name for name in EXPERIMENTS if name in asked]
-    if every != found["experiments"]:
-        run_folder.write_json(path, {**found, "experiments": every})
+    if every != before:
+        run_folder.write_json(path, {"format": FORMAT, "scale": scale, "experiments": every})
     return every
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder of `slotattn paper` has it: paper.json may be about to be written, or was removed as damaged."""
+    return path.name in ("runs", "pictures", "figures", "report.html", "report.md") or path.suffix == ".tmp"
+
+
+def asked_before(out: Path, scale: Scale) -> list[str]:
+    """The experiments that a folder is of. Raises `RunError` if it is missing, or of another scale or format."""
+    if not (out / "paper.json").exists():
+        raise RunError(f"{out}: no folder of `slotattn paper`, which makes one without --report-only")
+    try:
+        found = json.loads((out / "paper.json").read_bytes())
+        if found["format"] != FORMAT:
+            raise RunError(
+                f"{out}: format {found['format']!r}, expected {FORMAT}; it is of another version of slotattn-fast, so "
+                "choose another --out"
+            )
+        of_scale, experiments = found["scale"], list(found["experiments"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{out / 'paper.json'}: damaged ({error!r}); remove it, and the same command goes on") from error
+    if of_scale != scale:
+        raise RunError(f"{out}: holds runs of scale {of_scale!r}, not {scale!r}; choose another --out")
+    return [name for name in EXPERIMENTS if name in experiments]
 
 
 def run_all(jobs: Sequence[Job], out: Path, device: Device | None) -> dict[str, str]:
