@@ -104,9 +104,9 @@ def _train_anew(command: Train) -> int:
 
 
 def _train(run: Path, device: Device | None = None, devices: int | None = None, data: str | None = None) -> int:
-    import torch
 
     from slotattn_fast.report.tables import evaluation_line
+    from slotattn_fast.train.environment import is_out_of_memory, resolve_device
     from slotattn_fast.train.loop import Stopped
     from slotattn_fast.train.processes import is_first
     from slotattn_fast.train.run import configuration, train
@@ -116,6 +116,8 @@ def _train(run: Path, device: Device | None = None, devices: int | None = None, 
         config = configuration(run, device, devices, data)
     except ValueError as error:
         raise UsageError(error) from error
+    if is_first():
+        print(f"{run}: {config.steps} steps on {resolve_device(config.device)}", flush=True)
     go_on = f"go on with `slotattn train resume {shlex.quote(str(run))}`"
     try:
         result = train(run, config)
@@ -127,8 +129,7 @@ def _train(run: Path, device: Device | None = None, devices: int | None = None, 
     except OSError as error:
         return _fail(f"{error}; when that is mended, {go_on}", 1)
     except (MemoryError, RuntimeError) as error:
-        # PyTorch says of a CPU's memory, in a plain RuntimeError, that it "can't allocate memory".
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return _fail(f"out of memory; train anew with a smaller --batch-size or model ({_first_line(error)})", 1)
     if result is not None:

@@ -72,7 +72,9 @@ class Show(_Trained):
     run: Annotated[Positional[Path | None], arg(metavar="RUN", help="The run folder.", help_behavior_hint="")] = None
     iters: Annotated[int | None, _N_AS_TRAINED] = None
     """Iterations T of Slot Attention."""
-    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: the run folder)")] = None
+    out: Annotated[
+        Path | None, arg(metavar="DIR", help_behavior_hint="(default: the run's; of --pretrained, this one)")
+    ] = None
     """Folder to draw into."""
 
 

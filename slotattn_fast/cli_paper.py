@@ -14,6 +14,9 @@ from slotattn_fast.paper.bases import BASES, SEEDS, Scale, base
 from slotattn_fast.paper.experiments import EXPERIMENTS
 from slotattn_fast.train.config import Device
 
+_MOST_SEEDS = 1000
+"""More is a slip of the keyboard."""
+
 
 @dataclass(frozen=True)
 class Paper:
@@ -108,8 +111,8 @@ def _run(command: Paper, names: list[str], scale: Scale) -> int:
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces precision and ranks
     seeds = SEEDS[scale] if command.seeds is None else command.seeds
-    if seeds < 1:
-        raise UsageError(f"seeds: got {seeds}, expected at least 1")
+    if not 1 <= seeds <= _MOST_SEEDS:
+        raise UsageError(f"seeds: got {seeds}, expected 1 to {_MOST_SEEDS}")
     if command.data is not None and not command.data.is_dir():
         raise UsageError(f"data: got {command.data}, which is no folder")
     out = command.out or Path(f"paper-{scale}")
@@ -122,9 +125,10 @@ def _run(command: Paper, names: list[str], scale: Scale) -> int:
         raise UsageError(f"only: got {', '.join(command.only)}, which none of {', '.join(names)} trains")
     asked = open_folder(out, scale, names)
     arms = [arm for name in names for arm in EXPERIMENTS[name].arms if base(scale, arm.base).name in command.only]
-    for name, alike in look_alikes(arms, scale, command.data).items():
-        if alike:
-            print(f"{name}: a generated look-alike stands in; `slotattn data info {name}` says how to prepare it")
+    for name in look_alikes(arms, scale, command.data):
+        there = command.data is not None and (command.data / name).exists()
+        why = "its folder has images of another size" if there else f"see `slotattn data info {name}` for the published"
+        print(f"{name}: a generated look-alike stands in; {why}")
     try:
         failures = run_all(todo, out, command.device)
     except Stopped as stopped:

@@ -140,7 +140,8 @@ def test_the_slot_mlp_has_no_iterations(tmp_path: Path, capsys: pytest.CaptureFi
     size = ["--steps", "1", "--batch-size", "1", "--encoder-channels", "4", "--out", str(tmp_path), "--name", "mlp"]
     assert cli.main(["train", "discovery", "--grouping", "slot-mlp", *size]) == 0
     run = tmp_path / "mlp"
-    line, *pictures = capsys.readouterr().out.splitlines()
+    begun, line, *pictures = capsys.readouterr().out.splitlines()
+    assert begun == f"{run}: 1 steps on cpu"
     assert line.endswith("; 3 slots")
     assert pictures == [str(run / "slots.png")]
     assert _evaluation(run, "eval.json")["iters"] is None

@@ -1,5 +1,6 @@
 """The experiments as data: what they train can be built at every scale, and the commands that are told make it."""
 
+import json
 import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -96,10 +97,13 @@ def test_prepared_data_takes_the_place_of_look_alikes(tmp_path: Path) -> None:
     (tmp_path / "clevr" / "manifest.json").touch()
     config = training_of(arm, "quick", tmp_path).config
     assert (config.data, config.scenes) == (str(tmp_path / "clevr"), None)
-    assert look_alikes(EXPERIMENTS["attention-ari"].arms, "quick", tmp_path) == {
-        "clevr": False,
-        "clevr-with-masks": True,
-    }
+    arms = EXPERIMENTS["attention-ari"].arms
+    assert look_alikes(arms, "quick", tmp_path) == ["clevr-with-masks"]
+    images = {"shape": [5, 128, 128, 3], "dtype": "uint8"}
+    (tmp_path / "clevr" / "manifest.json").write_text(json.dumps({"splits": {"train": {"images": images}}}))
+    assert look_alikes(arms, "quick", tmp_path) == ["clevr", "clevr-with-masks"]  # which takes 48x48
+    assert training_of(arm, "quick", tmp_path) == training_of(arm, "quick")
+    assert training_of(arm, "paper", tmp_path).config.data == str(tmp_path / "clevr")
 
 
 def test_evaluations_are_told_as_commands() -> None:
@@ -108,5 +112,5 @@ def test_evaluations_are_told_as_commands() -> None:
         "slotattn eval RUN --iters 1 2",
         "slotattn eval RUN --num-slots 11 --max-objects 10 --iters 5",
     ]
-    for line in evaluations(settings):
-        assert isinstance(cli._parse(line.split()[1:]), cli.Eval)
+    for line in evaluations([*settings, Setting(data="a b/c")]):
+        assert isinstance(cli._parse(shlex.split(line)[1:]), cli.Eval)

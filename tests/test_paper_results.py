@@ -13,7 +13,7 @@ from slotattn_fast.train.setting import DEFAULT, Setting
 
 
 def found(label: str, scores: dict[int, float | None], setting: Setting = DEFAULT, **arm: Any) -> Found:
-    made = Arm(label, "tetrominoes", settings=(setting,), **arm)
+    made = Arm(label, "tetrominoes", {"scale": float(ord(label[0]))}, settings=(setting,), **arm)
     results = {seed: {"fg_ari": value, "train_loss": 1.0} for seed, value in scores.items()}
     return Found(made, training_of(made, "quick"), {setting: results}, {}, {})
 
@@ -33,6 +33,8 @@ def test_score_is_mean_and_deviation() -> None:
         ({0: 0.7, 1: 0.7}, {0: 0.7, 1: 0.7}, "not so"),
         ({0: 0.7}, {0: 0.9, 1: 0.6}, "not so"),
         ({0: 0.7}, {}, "no result"),
+        ({0: 0.7}, {0: 0.6}, "leans so"),  # one seed
+        ({0: 0.7, 1: 0.8}, {0: 0.6}, "leans so"),
     ],
 )
 def test_verdicts_on_two_arms(better: dict[int, float | None], worse: dict[int, float | None], word: str) -> None:
@@ -43,8 +45,9 @@ def test_verdicts_on_two_arms(better: dict[int, float | None], worse: dict[int, 
 def test_a_verdict_tells_the_numbers() -> None:
     claim = Claim(Point("mean"), Point("sum"))
     assert verdict(claim, [found("mean", {0: 0.9}), found("sum", {0: 0.5})]) == Verdict(
-        "as published", "mean above sum: FG-ARI 90.0 and 50.0 %, one seed"
+        "leans so", "mean above sum: FG-ARI 90.0 and 50.0 %, 1 seed"
     )
+    assert verdict(claim, [found("mean", {0: 0.9, 1: 0.8}), found("sum", {0: 0.5})]).text.endswith(", 2 and 1 seeds")
 
 
 def test_one_arm_is_compared_seed_by_seed() -> None:
@@ -60,6 +63,18 @@ def test_one_arm_is_compared_seed_by_seed() -> None:
     assert said.text == "T: 3 iterations above 1: FG-ARI 75.0 +- 21.2 and 65.0 +- 21.2 %, 2 seeds"
 
 
+def test_a_seed_that_one_setting_lacks_is_not_compared() -> None:
+    arm = Arm("T", "tetrominoes", settings=(Setting(iters=1), Setting(iters=3)))
+    less, more = (
+        {seed: {"fg_ari": value, "train_loss": 1.0} for seed, value in of.items()}
+        for of in ({0: 0.5, 1: 0.9, 2: 0.5}, {0: 0.6, 2: 0.7})
+    )
+    both = Found(arm, training_of(arm, "quick"), dict(zip(arm.settings, (less, more), strict=True)), {}, {})
+    said = verdict(Claim(Point("T", arm.settings[1]), Point("T", arm.settings[0])), [both])
+    assert said.word == "as published"
+    assert said.text.endswith(": FG-ARI 65.0 +- 7.1 and 50.0 +- 0.0 %, 2 seeds")
+
+
 def test_ap_of_a_claim_is_at_its_distance() -> None:
     def of(label: str, ap: list[float]) -> Found:
         arm = Arm(label, "clevr10-properties")
@@ -67,7 +82,7 @@ def test_ap_of_a_claim_is_at_its_distance() -> None:
         return Found(arm, training_of(arm, "quick"), {DEFAULT: {0: result}}, {}, {})
 
     both = [of("a", [0.9, 0.5, 0.3, 0.1, 0]), of("b", [0.8, 0.5, 0.3, 0.2, 0])]
-    assert verdict(Claim(Point("a"), Point("b")), both).word == "as published"
+    assert verdict(Claim(Point("a"), Point("b")), both).word == "leans so"
     assert verdict(Claim(Point("a"), Point("b"), "0.25"), both).word == "not so"
 
 
@@ -75,6 +90,9 @@ def test_a_seed_of_a_much_higher_loss_has_failed() -> None:
     made = found("a", {0: 0.9, 1: 0.1, 2: 0.9})
     made.results[DEFAULT][1]["train_loss"] = 2.5  # type: ignore[index]
     assert made.outliers() == {1: 2.5}
+    for seed in made.results[DEFAULT]:
+        made.results[DEFAULT][seed]["train_loss"] = 0.0  # type: ignore[index]
+    assert made.outliers() == {}
 
 
 def test_seconds_are_those_of_all_rows(tmp_path: Path) -> None:

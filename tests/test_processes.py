@@ -182,7 +182,8 @@ def test_torchrun(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (run,) = tmp_path.iterdir()
     assert json.loads((run / "eval.json").read_text())["scenes"] == 320
-    assert done.stdout.splitlines()[1:] == [str(run / name) for name in ("iterations.png", "slots.png")]
+    assert done.stdout.splitlines()[0] == f"{run}: 2 steps on cpu"
+    assert done.stdout.splitlines()[2:] == [str(run / name) for name in ("iterations.png", "slots.png")]
     wrong = [*command, "--data", "nowhere", "--out", str(tmp_path / "none")]
     done = subprocess.run(wrong, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1

@@ -79,13 +79,13 @@ def _generated(
     size: int | None,
     count: int | None,
 ) -> Split:
-    sample = sampler(name, max_objects, device, size)
     of_seed, first = seed_and_first(split, seed)
     if not {"images", "labels"}.issuperset(names):
-        known = sample(of_seed, [first])
+        known = sampler(name, None, device, size)(of_seed, [first])
         for key in names:
             if key not in known:
                 raise DataError(_without(name, split, key, known))
+    sample = sampler(name, max_objects, device, size)
 
     def read(indices: NDArray[np.int64]) -> dict[str, Tensor]:
         scenes = sample(of_seed, first + indices)

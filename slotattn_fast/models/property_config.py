@@ -33,5 +33,5 @@ class PropertyConfig(SlotsConfig):
         if type(scale) not in (int, float) or not 1e-6 <= scale <= 1e6:
             raise ValueError(f"coordinate_scale: got {scale!r}, expected a number from 1e-6 to 1e6")
         if self.stepwise and (self.grouping == "slot-mlp" or self.implicit):
-            other = "grouping='slot-mlp'" if self.grouping == "slot-mlp" else "implicit=True"
+            other = "grouping='slot-mlp'" if self.grouping == "slot-mlp" else "implicit=True (see --no-implicit)"
             raise ValueError(f"stepwise: got True, expected False with {other}, which learns from one output alone")

@@ -111,7 +111,8 @@ class SlotsConfig:
                 )
         if self.slot_init == "per_slot" and self.implicit and self.iters > 1:
             raise ValueError(
-                "implicit: got True, expected False with slot_init='per_slot', as it does not learn the initial slots"
+                "implicit: got True, expected False (--no-implicit) with slot_init='per_slot', as it does not learn "
+                "the initial slots"
             )
         if self.softmax_over == "inputs" and self.aggregation != "sum":
             raise ValueError(f"aggregation: got {self.aggregation!r}, expected 'sum' with softmax_over='inputs'")

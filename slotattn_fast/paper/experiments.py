@@ -104,6 +104,7 @@ def _ablation(
             Claim(Point(f"{tasks[initial]}: {better}"), Point(f"{tasks[initial]}: {worse}"))
             for initial, better, worse in claims
         ),
+        note="The paper measures these on 320 training images and 500 validation images, we on held-out scenes.",
     )
 
 
@@ -152,9 +153,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         form="iterations",
         claims=(
             *(
-                Claim(Point(data, Setting(iters=more)), Point(data, Setting(iters=less)))
+                Claim(Point(data, Setting(iters=5)), Point(data, Setting(iters=3)))
                 for data in ("Tetrominoes", "Multi-dSprites", "CLEVR6")
-                for more, less in ((3, 1), (5, 3))
             ),
             Claim(Point("CLEVR10, K = 11", CLEVR10_ITERATIONS[4]), Point("CLEVR10, K = 11", CLEVR10_ITERATIONS[2])),
         ),
@@ -205,7 +205,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "More iterations when testing mostly help.",
         (Arm("CLEVR10", "clevr10-properties", settings=ITERATIONS),),
         form="iterations",
-        claims=(Claim(Point("CLEVR10", Setting(iters=3)), Point("CLEVR10", Setting(iters=1))),),
+        claims=(Claim(Point("CLEVR10", Setting(iters=5)), Point("CLEVR10", Setting(iters=3))),),
     ),
     "figure-5-right": Experiment(
         "More objects and slots when testing, property prediction",
@@ -363,7 +363,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
         ),
         claims=(Claim(Point(_SLOT_ATTENTION), Point("soft k-means")),),
-        note="Published on CLEVR6.",
+        note="We read it as without the MLP too. Published on CLEVR6.",
     ),
     "figure-20": Experiment(
         "A slot for the background",
@@ -389,13 +389,12 @@ EXPERIMENTS: dict[str, Experiment] = {
             Arm("T = 5 when testing", "clevr10-properties", settings=(Setting(iters=5),)),
         ),
         form="objects",
-        claims=(Claim(Point("T = 5 when testing", Setting(iters=5)), Point("T = 3", Setting(iters=3))),),
     ),
     "figure-23": Experiment(
         "A loss at every iteration, and the scale of coordinates",
         "Figure 23, Appendix C.2",
         "The loss at every iteration improves AP at all distances; a larger scale of the coordinates at small "
-        "distances only.",
+        "distances, and it may harm other properties.",
         (
             Arm("loss at the end, scale 1", "clevr10-properties"),
             Arm("loss at every iteration", "clevr10-properties", {"stepwise": True}),

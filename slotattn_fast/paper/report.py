@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
+from PIL import UnidentifiedImageError
+
 from slotattn_fast.atomic import atomic_write
 from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.paper.bases import Scale
@@ -150,12 +152,16 @@ def _pictures(name: str, found: Sequence[Found], out: Path) -> list[Block]:
             used = setting.file().removeprefix("eval").removesuffix(".json").replace("-", " ")
             for kind, what in (("slots", "what each slot holds"), ("iterations", "what each iteration attends to")):
                 source = pictures(out, run, setting) / f"{kind}.png"
-                if source.exists():
-                    path = out / "figures" / f"{name}-{source.parent.name}-{kind}.webp"
+                if not source.exists():
+                    continue
+                path = out / "figures" / f"{name}-{source.parent.name}-{kind}.webp"
+                try:
                     copy(source, path)
-                    blocks.append(
-                        Picture(path, f"{each.arm.label}{f' ({used.strip()})' * bool(used)}, seed {seed}: {what}")
-                    )
+                except UnidentifiedImageError:
+                    blocks.append(Paragraph(f"{source}: damaged; remove it, and the same command draws it again."))
+                    continue
+                caption = f"{each.arm.label}{f' ({used.strip()})' * bool(used)}, seed {seed}: {what}"
+                blocks.append(Picture(path, caption))
     return blocks
 
 

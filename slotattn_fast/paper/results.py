@@ -2,13 +2,14 @@
 
 import csv
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from slotattn_fast.paper.bases import Scale
+from slotattn_fast.paper.evaluations import Result, read_evaluation
 from slotattn_fast.paper.experiments import Arm, Claim, Experiment, Point
 from slotattn_fast.paper.runner import FAILURE
 from slotattn_fast.paper.trainings import Training, setting_of, training_of
@@ -17,9 +18,6 @@ from slotattn_fast.train import run_folder
 from slotattn_fast.train.config import TrainConfig
 from slotattn_fast.train.errors import RunError
 from slotattn_fast.train.setting import Setting
-
-Result = Mapping[str, Any]
-"""An evaluation, as `train.evaluation.evaluate` returns it."""
 
 
 @dataclass(frozen=True)
@@ -73,25 +71,35 @@ def collect(experiment: Experiment, scale: Scale, out: Path, data: Path | None =
     for arm in experiment.arms:
         training = training_of(arm, scale, data)
         runs = _runs(training, out)
-        settings = [setting_of(setting, data) for setting in arm.settings]
+        settings = [setting_of(setting, data, training.config) for setting in arm.settings]
         results: dict[Setting, dict[int, Result]] = {setting: {} for setting in settings}
         broken = {}
         for seed, run in runs.items():
             for setting in settings:
-                if (run / setting.file()).exists():
-                    results[setting][seed] = run_folder.read_json(run / setting.file())
+                try:
+                    if (run / setting.file()).exists():
+                        results[setting][seed] = read_evaluation(run / setting.file(), training.config.task)
+                except RunError as error:
+                    broken[seed] = str(error)
             if (run / FAILURE).exists():
-                broken[seed] = str(run_folder.read_json(run / FAILURE).get("error"))
+                broken[seed] = _why(run / FAILURE)
             elif not run_folder.is_complete(run):
                 broken[seed] = "not trained to its end"
         found.append(Found(arm, training, results, runs, broken))
     return found
 
 
+def _why(failure: Path) -> str:
+    try:
+        return str(run_folder.read_json(failure).get("error"))
+    except RunError:
+        return "failed"
+
+
 def _runs(training: Training, out: Path) -> dict[int, Path]:
-    pattern = re.compile(re.escape(training.name) + r"-seed-(\d+)")
+    pattern = re.compile(re.escape(training.name) + r"-seed-([0-9]+)")
     matches = [(pattern.fullmatch(path.name), path) for path in (out / "runs").iterdir()]
-    return dict(sorted((int(match[1]), path) for match, path in matches if match))
+    return dict(sorted((int(match[1]), run) for match, run in matches if match and (run / "config.json").exists()))
 
 
 def score(values: Mapping[int, float | None]) -> str:
@@ -113,21 +121,27 @@ class Verdict:
 
 
 def verdict(claim: Claim, found: Sequence[Found], data: Path | None = None) -> Verdict:
-    """As published if every seed of the one is above every seed of the other, of one arm above its own other value."""
+    """As published if, with two seeds or more, every seed of the one is above every seed of the other.
+
+    Of one training under two settings, every seed is compared with itself. Failed seeds count too.
+    """
     better, worse = (_values(point, found, claim.distance, data) for point in (claim.better, claim.worse))
-    said = _told(claim)
+    paired = _of(claim.better, found).training == _of(claim.worse, found).training
+    if paired:
+        seeds = better.keys() & worse.keys()
+        better, worse = ({seed: values[seed] for seed in sorted(seeds)} for values in (better, worse))
     if not better or not worse:
-        return Verdict(NO_RESULT, said)
+        return Verdict(NO_RESULT, _told(claim))
+    above = all(better[seed] > worse[seed] for seed in better) if paired else min(better.values()) > max(worse.values())
     means = [mean_and_deviation(list(values.values())).mean for values in (better, worse)]
-    if claim.better.arm == claim.worse.arm:
-        clear = better.keys() == worse.keys() and all(better[seed] > worse[seed] for seed in better)
-    else:
-        clear = min(better.values()) > max(worse.values())
-    word = AS_PUBLISHED if clear else LEANS if means[0] > means[1] else NOT_SO
-    seeds = min(len(better), len(worse))
-    count = "one seed" if seeds == 1 else f"{seeds} seeds" if len(better) == len(worse) else f"{seeds} seeds or more"
+    counts = [len(better), len(worse)]
+    word = AS_PUBLISHED if above and min(counts) > 1 else LEANS if means[0] > means[1] else NOT_SO
+    number = " and ".join(map(str, dict.fromkeys(counts)))
     metric = f"AP ({claim.distance})" if is_property(_of(claim.better, found).training) else "FG-ARI"
-    return Verdict(word, f"{said}: {metric} {score(better)} and {score(worse)} %, {count}")
+    return Verdict(
+        word,
+        f"{_told(claim)}: {metric} {score(better)} and {score(worse)} %, {number} seed{'s' * (number != '1')}",
+    )
 
 
 def _told(claim: Claim) -> str:
@@ -142,7 +156,8 @@ def _of(point: Point, found: Sequence[Found]) -> Found:
 
 
 def _values(point: Point, found: Sequence[Found], distance: str, data: Path | None) -> dict[int, float]:
-    values = _of(point, found).values(setting_of(point.setting, data), distance)
+    of = _of(point, found)
+    values = of.values(setting_of(point.setting, data, of.training.config), distance)
     return {seed: value for seed, value in values.items() if value is not None}
 
 
@@ -155,9 +170,9 @@ def seconds(run: Path, config: TrainConfig) -> float | None:
                 step = int(row["step"])
                 total += (step - before) * config.batch_size / float(row["images_per_second"])
                 before = step
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, csv.Error):
         return None
-    return total
+    return total if math.isfinite(total) else None
 
 
 def machine(run: Path) -> str:
@@ -169,5 +184,5 @@ def machine(run: Path) -> str:
             f"{env['device_name']}{threads}, torch {env['torch']}, slotattn-fast {env['slotattn_fast']} "
             f"(commit {str(env['commit'])[:7]})"
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{run / 'env.json'}: damaged ({error}); restore it") from error
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a machine that is not known, as env.json is damaged"

@@ -1,5 +1,6 @@
 """The trainings of the experiments: which there are, under which names, and by which commands."""
 
+import json
 import shlex
 from collections.abc import Container, Iterable
 from dataclasses import asdict, fields, replace
@@ -43,7 +44,7 @@ def training_of(arm: Arm, scale: Scale, data: Path | None = None) -> Training:
     changed = replace(config, model=model, **{k: v for k, v in arm.changes.items() if k in _RUN_FIELDS})
     differing = [key for key in arm.changes if _value(changed, key) != _value(config, key)]
     words = [f"-{key.replace('_', '-')}-{arm.changes[key]}" for key in differing if arm.changes[key] is not None]
-    prepared = prepared_in(data, changed.data)
+    prepared = prepared_in(data, changed.data, task_size(changed))
     if prepared is not None:
         changed = replace(changed, data=str(prepared), scenes=None)
     return Training(name + "".join(words), changed)
@@ -53,14 +54,26 @@ def _value(config: TrainConfig, key: str) -> Any:
     return getattr(config, key) if key in _RUN_FIELDS else config.model.get(key)
 
 
-def prepared_in(data: Path | None, name: str) -> Path | None:
-    """The prepared folder of that name, if there is one."""
-    return None if data is None or not (data / name / MANIFEST).exists() else (data / name).resolve()
+def task_size(config: TrainConfig) -> int:
+    """Side of the images that the model takes."""
+    return int(config.model.get("image_size", _default(config, "image_size")))
 
 
-def setting_of(setting: Setting, data: Path | None) -> Setting:
+def prepared_in(data: Path | None, name: str, size: int) -> Path | None:
+    """The prepared folder of that name, if there is one whose images are of this size, or that is damaged."""
+    if data is None or not (data / name / MANIFEST).exists():
+        return None
+    try:
+        shape = json.loads((data / name / MANIFEST).read_bytes())["splits"]["train"]["images"]["shape"]
+        fits = shape[1:3] == [size, size]
+    except (OSError, ValueError, KeyError, TypeError):
+        fits = True  # what is wrong is told when it is opened
+    return (data / name).resolve() if fits else None
+
+
+def setting_of(setting: Setting, data: Path | None, config: TrainConfig) -> Setting:
     """The same with the prepared folder of its data, if there is one."""
-    prepared = None if setting.data is None else prepared_in(data, setting.data)
+    prepared = None if setting.data is None else prepared_in(data, setting.data, task_size(config))
     return setting if prepared is None else replace(setting, data=str(prepared))
 
 
@@ -81,7 +94,8 @@ def jobs(
             training = training_of(arm, scale, data)
             trainings[training.name] = training
             into = drawn if experiment.form == "pictures" else measured
-            into.setdefault(training.name, {}).update(dict.fromkeys(setting_of(s, data) for s in arm.settings))
+            settings = (setting_of(setting, data, training.config) for setting in arm.settings)
+            into.setdefault(training.name, {}).update(dict.fromkeys(settings))
     return [
         Job(training, seed, tuple(measured.get(name, ())), tuple(drawn.get(name, ())) if seed == 0 else ())
         for seed in range(seeds)
@@ -124,7 +138,8 @@ def evaluations(settings: Iterable[Setting]) -> list[str]:
     """`slotattn eval` for the settings that are not the training's."""
     lines: dict[str, list[str]] = {}
     for setting in settings:
-        words = [f"--{_dashed(k)} {v}" for k, v in asdict(setting).items() if v is not None and k != "iters"]
+        other = {key: value for key, value in asdict(setting).items() if value is not None and key != "iters"}
+        words = [f"--{_dashed(key)} {shlex.quote(str(value))}" for key, value in other.items()]
         lines.setdefault(" ".join(words), []).extend([] if setting.iters is None else [str(setting.iters)])
     return [
         " ".join(filter(None, ["slotattn eval RUN", words, f"--iters {' '.join(iters)}" if iters else ""]))
@@ -133,11 +148,11 @@ def evaluations(settings: Iterable[Setting]) -> list[str]:
     ]
 
 
-def look_alikes(arms: Iterable[Arm], scale: Scale, data: Path | None) -> dict[str, bool]:
-    """The data sets of the arms: whether a look-alike stands in for it, as no folder has it prepared."""
-    used: dict[str, None] = {}
+def look_alikes(arms: Iterable[Arm], scale: Scale, data: Path | None) -> list[str]:
+    """The data sets of the arms that look-alikes stand in for, as no folder has them prepared in their size."""
+    used = {}
     for arm in arms:
-        used |= dict.fromkeys(
-            [base(scale, arm.base).config.data, *(s.data for s in arm.settings if s.data is not None)]
-        )
-    return {name: prepared_in(data, name) is None for name in used}
+        config = base(scale, arm.base).config
+        for name in (config.data, *(setting.data for setting in arm.settings if setting.data is not None)):
+            used[name] = prepared_in(data, name, task_size(config)) is None
+    return [name for name, alike in used.items() if alike]

@@ -54,8 +54,8 @@ def seeds_lines(results: Mapping[str, Result]) -> list[str]:
 def failed_runs(losses: Mapping[Name, float | None]) -> dict[Name, float]:
     """Those of the runs that failed, by their losses at the end, and how many times the lowest theirs is."""
     known = {name: loss for name, loss in losses.items() if loss is not None}
-    times = {name: loss / min(known.values()) for name, loss in known.items()}
-    return {name: ratio for name, ratio in times.items() if ratio > FAILED}
+    least = min(known.values(), default=0.0)
+    return {name: loss / least for name, loss in known.items() if loss > FAILED * least > 0}
 
 
 def ap_table_lines(results: Mapping[str, Result]) -> list[str]:

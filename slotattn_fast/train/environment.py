@@ -38,6 +38,13 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch says of a CPU's memory, in a plain RuntimeError, that it "can't allocate memory"."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
 def installed_version(package: str) -> str | None:
     """Of a package, None if it is not installed."""
     try:

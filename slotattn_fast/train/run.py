@@ -16,7 +16,7 @@ from slotattn_fast.train.config import PRESETS, Device, TrainConfig
 from slotattn_fast.train.environment import environment
 from slotattn_fast.train.errors import RunError
 from slotattn_fast.train.evaluation import build, evaluate_model
-from slotattn_fast.train.loop import fit
+from slotattn_fast.train.loop import Stopped, fit
 from slotattn_fast.train.processes import check_devices, connect, is_first, one_line_if_another_ends, other_processes
 from slotattn_fast.train.run_data import fingerprint, image_shape, require_fitting_images, require_the_same_data
 from slotattn_fast.train.signals import StopSignal
@@ -101,14 +101,20 @@ def train(run: Path, config: TrainConfig) -> dict[str, Any] | None:
         with StopSignal() as stop, other_processes(others, devices), one_line_if_another_ends():
             fabric = connect(config)
             fit(fabric, model, task_of(config), config, run, stop)
+            if stop.received is not None:  # too late for the loop
+                raise Stopped(stop.received, config.steps)
         return _finish(run, model, config) if fabric.is_global_zero else None
 
 
 def _fitting_presets(config: TrainConfig, shape: tuple[int, ...]) -> str:
-    """The options of the task's presets whose model takes such images [C, H, W]."""
+    """The options with which a model of the task takes such images [C, H, W]."""
     models = {name: task_of(preset).model_config() for name, preset in PRESETS[config.task].items()}
     fitting = [name for name, m in models.items() if (m.image_channels, m.image_size, m.image_size) == shape]
-    return f"--preset {' or '.join(fitting)}" if fitting else "other --data"
+    options = [f"--preset {' or '.join(fitting)}"] if fitting else []
+    channels, height, width = shape
+    if config.task == "property" and height == width and channels == config.model.get("image_channels", 3):
+        options.append(f"--image-size {height}")  # the set predictor has one free size
+    return ", or ".join(options) or "other --data"
 
 
 def _finish(run: Path, model: ImageSlots, config: TrainConfig) -> dict[str, Any]:

@@ -7,8 +7,8 @@ The first line appears when the run starts, the second when its training is done
 """
 
 import json
-import os
 import shutil
+import uuid
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -26,7 +26,7 @@ FORMAT = 3
 
 def create(run: Path, config: TrainConfig, environment: dict[str, Any]) -> None:
     """Makes the folder with config.json and env.json, at once. Raises `RunError` if there is anything of that name."""
-    fresh = run.with_name(f".{run.name}.{os.getpid()}.new")
+    fresh = run.with_name(f".{run.name}.{uuid.uuid4().hex[:8]}.new")
     try:
         if run.exists():
             raise FileExistsError
