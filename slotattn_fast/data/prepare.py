@@ -234,12 +234,15 @@ class _Progress:
 def _begin(unfinished: Path, about: dict[str, Any]) -> _Progress:
     """What is already there. Raises `DataError` if that is something else."""
     note = unfinished / _PROGRESS
+    for name in (_PROGRESS, MANIFEST):
+        for half in unfinished.glob(f".{name}.*.tmp"):  # of processes that were killed while they wrote
+            half.unlink()
     try:
         values = json.loads(note.read_bytes())
         done, rows = int(values["done"]), {split: int(values["rows"][split]) for split in SPLITS}
         progress = _Progress(values["about"], done, rows, {k: int(v) for k, v in dict(values["bytes"]).items()}, done)
     except FileNotFoundError:
-        if any(path.name != _LOCK and not path.match(f".{_PROGRESS}.*.tmp") for path in unfinished.iterdir()):
+        if {path.name for path in unfinished.iterdir()} - {_LOCK}:
             raise DataError(
                 f"{unfinished}: has no {_PROGRESS}, so it is of something else; remove it, or choose another --out"
             ) from None
