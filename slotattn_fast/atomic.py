@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+_TEMPORARY = ".{}.{}.tmp"
+"""Of a file's name and a process."""
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
@@ -15,7 +18,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     file whole. An exception in the block removes the temporary file and leaves `path` alone. Of processes that write
     the same file at once the last one has it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(_TEMPORARY.format(path.name, os.getpid()))
     try:
         with naming(path), temporary.open("wb") as file:
             yield file
@@ -26,6 +29,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_half_written(folder: Path, name: str) -> None:
+    """Those of files of this name, a pattern, that processes were killed while they wrote; none may be writing now."""
+    for temporary in folder.glob(_TEMPORARY.format(name, "*")):
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Only what parses the arguments is imported here, so that `slotattn --help` takes
 
 import contextlib
 import io
-import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -104,14 +103,12 @@ def _train_anew(command: Train) -> int:
 
 
 def _train(run: Path, device: Device | None = None, devices: int | None = None, data: str | None = None) -> int:
-
     from slotattn_fast.report.tables import evaluation_line
     from slotattn_fast.train.environment import is_out_of_memory, resolve_device
     from slotattn_fast.train.loop import Stopped
     from slotattn_fast.train.processes import is_first
     from slotattn_fast.train.run import configuration, train
 
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces precision and ranks
     try:
         config = configuration(run, device, devices, data)
     except ValueError as error:

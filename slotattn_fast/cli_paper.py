@@ -1,7 +1,6 @@
 """`slotattn paper`: the paper's experiments listed, run and reported."""
 
 import difflib
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from slotattn_fast.cli_errors import UsageError
-from slotattn_fast.paper.bases import BASES, SEEDS, Scale, base
+from slotattn_fast.paper.bases import BASES, SEEDS, Scale
 from slotattn_fast.paper.experiments import EXPERIMENTS
 from slotattn_fast.train.config import Device
 
@@ -96,9 +95,9 @@ def _listed(names: list[str]) -> list[str]:
     lines = []
     for name in names:
         experiment = EXPERIMENTS[name]
-        steps = {job.training.config.steps for job in jobs([name], "paper", 1)}
-        count = len(jobs([name], "paper", 1))
-        trained = f"{count} training{'s' * (count != 1)} of {', '.join(f'{n:,}' for n in sorted(steps))} steps"
+        steps = [job.training.config.steps for job in jobs([name], "paper", 1)]
+        count = len(steps)
+        trained = f"{count} training{'s' * (count != 1)} of {', '.join(f'{n:,}' for n in sorted(set(steps)))} steps"
         lines.append(f"{name:{width}}  {experiment.title} ({experiment.source}): {trained}")
     return [*lines, "Some share trainings. Run them with --scale; see `slotattn paper --help`."]
 
@@ -106,10 +105,9 @@ def _listed(names: list[str]) -> list[str]:
 def _run(command: Paper, names: list[str], scale: Scale) -> int:
     from slotattn_fast.paper.report import write_report
     from slotattn_fast.paper.runner import asked_before, open_folder, run_all
-    from slotattn_fast.paper.trainings import jobs, look_alikes
+    from slotattn_fast.paper.trainings import chosen, jobs, look_alikes
     from slotattn_fast.train.loop import Stopped
 
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces precision and ranks
     seeds = SEEDS[scale] if command.seeds is None else command.seeds
     if not 1 <= seeds <= _MOST_SEEDS:
         raise UsageError(f"seeds: got {seeds}, expected 1 to {_MOST_SEEDS}")
@@ -124,7 +122,7 @@ def _run(command: Paper, names: list[str], scale: Scale) -> int:
     if not todo:
         raise UsageError(f"only: got {', '.join(command.only)}, which none of {', '.join(names)} trains")
     asked = open_folder(out, scale, names)
-    arms = [arm for name in names for arm in EXPERIMENTS[name].arms if base(scale, arm.base).name in command.only]
+    arms = (arm for _, arm in chosen(names, scale, command.only))
     for name in look_alikes(arms, scale, command.data):
         there = command.data is not None and (command.data / name).exists()
         why = "its folder has images of another size" if there else f"see `slotattn data info {name}` for the published"

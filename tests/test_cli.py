@@ -1,6 +1,7 @@
 """The command line from end to end on a run of a few steps, and every failure as one line."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -334,6 +335,15 @@ def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert error.startswith("slotattn: compile: torch.compile failed (")
     assert error.endswith("); train anew without it")
     assert "no compiler" in error
+
+
+def test_a_signal_that_comes_too_late_for_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_module, "fit", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert _train(tmp_path, "x", "--warmup-steps", "0") == 128 + signal.SIGTERM
+    assert "SIGTERM: checkpoint saved at step 3; go on with" in _one_line(capsys)
+    assert not (tmp_path / "x" / "model.safetensors").exists()
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,13 +4,17 @@ import json
 import multiprocessing
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import TINY
 
 from slotattn_fast import cli
+from slotattn_fast.lock import locked
 from slotattn_fast.paper import bases, runner
 from slotattn_fast.paper.document import (
     Bullets,
@@ -23,9 +27,11 @@ from slotattn_fast.paper.document import (
     to_html,
     to_markdown,
 )
+from slotattn_fast.paper.experiments import EXPERIMENTS
 from slotattn_fast.paper.trainings import jobs
 from slotattn_fast.train import discovery, loop, run_folder
 from slotattn_fast.train.errors import RunError
+from slotattn_fast.train.setting import Setting
 
 SMOKE = bases._CONFIGS["smoke"]
 QUICK = replace(
@@ -52,16 +58,10 @@ def smoke(out: Path, *words: str) -> int:
     return paper(*words, "--scale", "smoke", "--out", str(out), *only)
 
 
-def runner_experiments() -> dict:
-    from slotattn_fast.paper.experiments import EXPERIMENTS
-
-    return EXPERIMENTS
-
-
 def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert paper() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(runner_experiments()) + 1
+    assert len(lines) == len(EXPERIMENTS) + 1
     (line,) = (line for line in lines if line.startswith("figure-7 "))
     assert line.endswith("Value aggregation (Figure 7, Appendix B): 6 trainings of 150,000, 500,000 steps")
 
@@ -171,6 +171,7 @@ def test_a_run_of_other_settings_is_refused(
     assert smoke(tmp_path, "figure-3") == 1
     assert "has other settings (lr: 0.002, expected 0.001)" in capsys.readouterr().err
     assert (tmp_path / "runs/tetrominoes-seed-0/model.safetensors").read_bytes() == before
+    assert not (tmp_path / "runs/tetrominoes-seed-0" / runner.FAILURE).exists()
 
 
 @pytest.mark.parametrize(
@@ -220,15 +221,43 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").iterdir())) == 4
 
 
+def test_the_folder_of_a_process_that_is_making_it_is_waited_for(tmp_path: Path) -> None:
+    # Not forked: it would inherit the lock that it is to wait for.
+    code = "import sys; from pathlib import Path; from slotattn_fast.paper.runner import open_folder; "
+    code += "open_folder(Path(sys.argv[1]), 'smoke', [])"
+    with locked(tmp_path / "lock", None):
+        worker = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.wait(8)
+        assert not (tmp_path / "paper.json").exists()
+    assert worker.wait(60) == 0
+    assert (tmp_path / "paper.json").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that is not there")
+def test_the_device_is_that_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert smoke(tmp_path, "figure-3", "--device", "cuda") == 1
+    assert "cuda" in capsys.readouterr().err
+
+
+def test_pictures_of_other_settings_have_a_folder_of_their_own(tmp_path: Path) -> None:
+    runner.open_folder(tmp_path, "smoke", ["figure-3"])
+    (job,) = jobs(["figure-3"], "smoke", 1, only=["tetrominoes"])
+    assert runner.run_all([job._replace(drawn=(Setting(iters=2),))], tmp_path, None) == {}
+    drawn = tmp_path / "pictures" / "tetrominoes-seed-0-iters-2"
+    assert [path.name for path in sorted(drawn.iterdir())] == ["iterations.png", "slots.png"]
+    assert list(drawn.parent.iterdir()) == [drawn]
+
+
 def test_report_alone_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert smoke(tmp_path / "new", "--report-only") == 1
     assert "no folder of `slotattn paper`" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
-    runner.open_folder(tmp_path, "smoke", runner_experiments())
+    runner.open_folder(tmp_path, "smoke", EXPERIMENTS)
     assert smoke(tmp_path, "--report-only") == 0
     assert not list((tmp_path / "runs").iterdir())
     text = (tmp_path / "report.md").read_text()
-    assert all(f"## {name}: " in text for name in runner_experiments())
+    assert all(f"## {name}: " in text for name in EXPERIMENTS)
 
 
 def test_a_damaged_note_can_be_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """The experiments as data: what they train can be built at every scale, and the commands that are told make it."""
 
-import json
 import shlex
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 
 from slotattn_fast import cli
+from slotattn_fast.data.prepare import generate
 from slotattn_fast.paper.bases import SEEDS, Scale
 from slotattn_fast.paper.experiments import EXPERIMENTS, Arm
 from slotattn_fast.paper.trainings import Training, command, evaluations, jobs, look_alikes, training_of
@@ -99,8 +100,8 @@ def test_prepared_data_takes_the_place_of_look_alikes(tmp_path: Path) -> None:
     assert (config.data, config.scenes) == (str(tmp_path / "clevr"), None)
     arms = EXPERIMENTS["attention-ari"].arms
     assert look_alikes(arms, "quick", tmp_path) == ["clevr-with-masks"]
-    images = {"shape": [5, 128, 128, 3], "dtype": "uint8"}
-    (tmp_path / "clevr" / "manifest.json").write_text(json.dumps({"splits": {"train": {"images": images}}}))
+    shutil.rmtree(tmp_path / "clevr")
+    generate("clevr", tmp_path / "clevr", train=1, held_out=1)
     assert look_alikes(arms, "quick", tmp_path) == ["clevr", "clevr-with-masks"]  # which takes 48x48
     assert training_of(arm, "quick", tmp_path) == training_of(arm, "quick")
     assert training_of(arm, "paper", tmp_path).config.data == str(tmp_path / "clevr")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import slotattn_fast
-from slotattn_fast.atomic import atomic_write, sync_folder
+from slotattn_fast.atomic import atomic_write, remove_half_written, sync_folder
 from slotattn_fast.data.catalogue import CATALOGUE, MANIFEST
 from slotattn_fast.data.clevr import ClevrScene, decode, read_clevr
 from slotattn_fast.data.clevr_published import CROP_LEFT, CROP_SIZE, CROP_TOP
@@ -235,8 +235,7 @@ def _begin(unfinished: Path, about: dict[str, Any]) -> _Progress:
     """What is already there. Raises `DataError` if that is something else."""
     note = unfinished / _PROGRESS
     for name in (_PROGRESS, MANIFEST):
-        for half in unfinished.glob(f".{name}.*.tmp"):  # of processes that were killed while they wrote
-            half.unlink()
+        remove_half_written(unfinished, name)
     try:
         values = json.loads(note.read_bytes())
         done, rows = int(values["done"]), {split: int(values["rows"][split]) for split in SPLITS}

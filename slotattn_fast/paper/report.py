@@ -22,7 +22,7 @@ from slotattn_fast.paper.document import (
     to_html,
     to_markdown,
 )
-from slotattn_fast.paper.experiments import EXPERIMENTS, Claim
+from slotattn_fast.paper.experiments import EXPERIMENTS
 from slotattn_fast.paper.forms import (
     iteration_curves,
     iteration_table,
@@ -32,10 +32,13 @@ from slotattn_fast.paper.forms import (
     score_tables,
 )
 from slotattn_fast.paper.plots import Panel, plot
-from slotattn_fast.paper.results import AS_PUBLISHED, NO_RESULT, Found, collect, machine, seconds, verdict
+from slotattn_fast.paper.results import AS_PUBLISHED, NO_RESULT, Found, Verdict, collect, machine, seconds, verdict
 from slotattn_fast.paper.runner import pictures
 from slotattn_fast.paper.small_pictures import copy
 from slotattn_fast.paper.trainings import command, evaluations
+
+Spent = Mapping[Path, float | None]
+"""Seconds of training, by run; None where they are not known."""
 
 _TITLE = "Slot Attention, the paper's experiments"
 _SAYS: dict[Scale, str] = {
@@ -49,9 +52,12 @@ def write_report(names: Iterable[str], out: Path, scale: Scale, data: Path | Non
     """Of these experiments, from what is in `out`: report.html, report.md, and figures/. Returns the first two."""
     (out / "figures").mkdir(exist_ok=True)
     every = {name: collect(EXPERIMENTS[name], scale, out, data) for name in names}
-    blocks = _beginning(every, out, scale, data)
+    verdicts = {name: _verdicts(name, found, scale, data) for name, found in every.items()}
+    runs = {run: each.training.config for found in every.values() for each in found for run in each.runs.values()}
+    spent = {run: seconds(run, config) for run, config in runs.items()}
+    blocks = _beginning(every, verdicts, spent, scale)
     for name, found in every.items():
-        blocks += _experiment(name, found, out, scale, data)
+        blocks += _experiment(name, found, verdicts[name], spent, out)
     written = [out / "report.html", out / "report.md"]
     for path, text in zip(written, (to_html(blocks, _TITLE), to_markdown(blocks, out)), strict=True):
         with atomic_write(path) as file:
@@ -59,15 +65,22 @@ def write_report(names: Iterable[str], out: Path, scale: Scale, data: Path | Non
     return written
 
 
-def _beginning(every: Mapping[str, list[Found]], out: Path, scale: Scale, data: Path | None) -> list[Block]:
-    runs = {run: each.training.config for found in every.values() for each in found for run in each.runs.values()}
-    spent = [seconds(run, config) for run, config in runs.items()]
-    machines = Counter(machine(run) for run in runs)
+def _verdicts(name: str, found: Sequence[Found], scale: Scale, data: Path | None) -> list[Verdict]:
+    """Where there is a result. Of a few steps nothing follows."""
+    if scale == "smoke":
+        return []
+    verdicts = (verdict(claim, found, data) for claim in EXPERIMENTS[name].claims)
+    return [each for each in verdicts if each.word != NO_RESULT]
+
+
+def _beginning(
+    every: Mapping[str, list[Found]], verdicts: Mapping[str, list[Verdict]], spent: Spent, scale: Scale
+) -> list[Block]:
+    machines = Counter(map(machine, spent))
     rows: list[Sequence[str | Link]] = [("experiment", "source", "findings as published")]
-    for name, found in every.items():
-        words = [verdict(claim, found, data).word for claim in _claims(name, scale)]
-        known = [word for word in words if word != NO_RESULT]
-        counted = f"{known.count(AS_PUBLISHED)} of {len(known)}" if known else ""
+    for name in every:
+        words = [each.word for each in verdicts[name]]
+        counted = f"{words.count(AS_PUBLISHED)} of {len(words)}" if words else ""
         rows.append((Link(f"{name}: {EXPERIMENTS[name].title}", name), EXPERIMENTS[name].source, counted))
     if scale == "smoke":
         rows = [row[:-1] for row in rows]
@@ -85,7 +98,7 @@ def _beginning(every: Mapping[str, list[Found]], out: Path, scale: Scale, data: 
         Bullets(
             [
                 *(f"{count} run{'s' * (count != 1)} on {where}" for where, count in machines.items()),
-                f"{_hours(sum(s for s in spent if s is not None))} of training in all",
+                f"{_hours(sum(filter(None, spent.values())))} of training in all",
                 *_data(every),
             ]
         ),
@@ -101,12 +114,7 @@ def _data(every: Mapping[str, list[Found]]) -> list[str]:
     return [f"data, generated look-alikes of: {drawn}"] * bool(drawn) + [f"data, prepared: {prepared}"] * bool(prepared)
 
 
-def _claims(name: str, scale: Scale) -> tuple[Claim, ...]:
-    """Of a few steps nothing follows."""
-    return () if scale == "smoke" else EXPERIMENTS[name].claims
-
-
-def _experiment(name: str, found: Sequence[Found], out: Path, scale: Scale, data: Path | None) -> list[Block]:
+def _experiment(name: str, found: Sequence[Found], verdicts: Sequence[Verdict], spent: Spent, out: Path) -> list[Block]:
     experiment = EXPERIMENTS[name]
     blocks: list[Block] = [
         Heading(f"{name}: {experiment.title}", 2, name),
@@ -116,12 +124,11 @@ def _experiment(name: str, found: Sequence[Found], out: Path, scale: Scale, data
     ]
     if missing := [each.arm.label for each in found if not each.runs]:
         blocks.append(Paragraph(f"Not run: {'; '.join(missing)}."))
-    verdicts = [verdict(claim, found, data) for claim in _claims(name, scale)]
     found = [each for each in found if each.runs]
     if not found:
         return blocks
-    if known := [f"{each.word}: {each.text}" for each in verdicts if each.word != NO_RESULT]:
-        blocks.append(Bullets(known))
+    if verdicts:
+        blocks.append(Bullets([f"{each.word}: {each.text}" for each in verdicts]))
     panels: Sequence[Panel] = ()
     match experiment.form:
         case "scores":
@@ -141,7 +148,7 @@ def _experiment(name: str, found: Sequence[Found], out: Path, scale: Scale, data
         blocks.append(Picture(figure, f"{experiment.title}. Ours: means, with each seed or the standard deviation."))
     if troubles := _troubles(found):
         blocks.append(Bullets(troubles))
-    return [*blocks, Commands("Commands, and how long each took", _commands(found))]
+    return [*blocks, Commands("Commands, and how long each took", _commands(found, spent))]
 
 
 def _pictures(name: str, found: Sequence[Found], out: Path) -> list[Block]:
@@ -149,7 +156,7 @@ def _pictures(name: str, found: Sequence[Found], out: Path) -> list[Block]:
     for each in found:
         seed, run = next(iter(each.runs.items()))
         for setting in each.results:
-            used = setting.file().removeprefix("eval").removesuffix(".json").replace("-", " ")
+            used = setting.suffix().replace("-", " ").strip()
             for kind, what in (("slots", "what each slot holds"), ("iterations", "what each iteration attends to")):
                 source = pictures(out, run, setting) / f"{kind}.png"
                 if not source.exists():
@@ -160,7 +167,7 @@ def _pictures(name: str, found: Sequence[Found], out: Path) -> list[Block]:
                 except UnidentifiedImageError:
                     blocks.append(Paragraph(f"{source}: damaged; remove it, and the same command draws it again."))
                     continue
-                caption = f"{each.arm.label}{f' ({used.strip()})' * bool(used)}, seed {seed}: {what}"
+                caption = f"{each.arm.label}{f' ({used})' * bool(used)}, seed {seed}: {what}"
                 blocks.append(Picture(path, caption))
     return blocks
 
@@ -176,14 +183,14 @@ def _troubles(found: Sequence[Found]) -> list[str]:
     return lines
 
 
-def _commands(found: Sequence[Found]) -> list[str]:
+def _commands(found: Sequence[Found], spent: Spent) -> list[str]:
     lines = []
-    for training, runs, arms in {
-        each.training.name: (each.training, each.runs, [a for a in found if a.training.name == each.training.name])
-        for each in found
-    }.values():
-        times = [seconds(run, training.config) for run in runs.values()]
-        known = ", ".join(_hours(t) for t in times if t is not None)
+    by_training: dict[str, list[Found]] = {}
+    for each in found:
+        by_training.setdefault(each.training.name, []).append(each)
+    for arms in by_training.values():
+        training, runs = arms[0].training, arms[0].runs
+        known = ", ".join(map(_hours, filter(None, (spent[run] for run in runs.values()))))
         lines.append(
             f"# {', '.join(each.arm.label for each in arms)}: {training.config.steps} steps"
             + f"; {known}" * bool(known)

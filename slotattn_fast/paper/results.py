@@ -1,8 +1,5 @@
 """What the folder of `slotattn paper` holds, by arm and setting, and what it says of the paper's findings."""
 
-import csv
-import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +10,11 @@ from slotattn_fast.paper.evaluations import Result, read_evaluation
 from slotattn_fast.paper.experiments import Arm, Claim, Experiment, Point
 from slotattn_fast.paper.runner import FAILURE
 from slotattn_fast.paper.trainings import Training, setting_of, training_of
-from slotattn_fast.report.tables import DISTANCES, failed_runs, mean_and_deviation, score_text
+from slotattn_fast.report.tables import DISTANCES, failed_runs, mean_and_deviation, mean_text
 from slotattn_fast.train import run_folder
 from slotattn_fast.train.config import TrainConfig
 from slotattn_fast.train.errors import RunError
+from slotattn_fast.train.evaluation import readings
 from slotattn_fast.train.setting import Setting
 
 
@@ -104,8 +102,7 @@ def _runs(training: Training, out: Path) -> dict[int, Path]:
 
 def score(values: Mapping[int, float | None]) -> str:
     """Mean and standard deviation over the seeds."""
-    known = [value for value in values.values() if value is not None]
-    return score_text(mean_and_deviation(known)) if known and len(known) == len(values) else "-"
+    return mean_text(list(values.values()))
 
 
 AS_PUBLISHED, LEANS, NOT_SO, NO_RESULT = "as published", "leans so", "not so", "no result"
@@ -163,26 +160,20 @@ def _values(point: Point, found: Sequence[Found], distance: str, data: Path | No
 
 def seconds(run: Path, config: TrainConfig) -> float | None:
     """That training took, by the speeds in metrics.csv; None without them. What a kill lost is not counted."""
-    total, before = 0.0, 0
-    try:
-        with (run / "metrics.csv").open(newline="") as file:
-            for row in csv.DictReader(file):
-                step = int(row["step"])
-                total += (step - before) * config.batch_size / float(row["images_per_second"])
-                before = step
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, csv.Error):
+    rows = readings(run)
+    if not rows or not all(row.images_per_second > 0 for row in rows):
         return None
-    return total if math.isfinite(total) else None
+    return sum(row.steps * config.batch_size / row.images_per_second for row in rows)
 
 
 def machine(run: Path) -> str:
     """Where a run was made, and with what."""
     try:
-        env = json.loads((run / "env.json").read_bytes())
+        env = run_folder.read_json(run / "env.json")
         threads = f", {env['threads']} thread{'s' * (env['threads'] != 1)}" if env["device"] == "cpu" else ""
         return (
             f"{env['device_name']}{threads}, torch {env['torch']}, slotattn-fast {env['slotattn_fast']} "
             f"(commit {str(env['commit'])[:7]})"
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (RunError, KeyError, TypeError):
         return "a machine that is not known, as env.json is damaged"

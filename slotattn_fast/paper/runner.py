@@ -10,7 +10,6 @@ OUT/report.html, report.md, figures/
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,26 +50,13 @@ def open_folder(out: Path, scale: Scale, names: Iterable[str]) -> list[str]:
         (out / "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
-    with _alone_in(out):
+    with locked(out / "lock", None):
         before = asked_before(out, scale) if path.exists() else None
         asked = {*names, *(before or ())}
         every = [name for name in EXPERIMENTS if name in asked]
         if every != before:
             run_folder.write_json(path, {"format": FORMAT, "scale": scale, "experiments": every})
     return every
-
-
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Waits until no other process has the folder's lock."""
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(locked(out / "lock", RunInUse()))
-                break
-            except RunInUse:
-                sleep(0.05)
-        yield
 
 
 def _is_ours(path: Path) -> bool:
@@ -199,4 +185,4 @@ def require_run(training: Training, seed: int, run: Path) -> TrainConfig:
 
 def pictures(out: Path, run: Path, setting: Setting) -> Path:
     """The folder with the pictures of a run under a setting."""
-    return run if setting == DEFAULT else out / "pictures" / f"{run.name}{Path(setting.file()).stem[4:]}"
+    return run if setting == DEFAULT else out / "pictures" / f"{run.name}{setting.suffix()}"

@@ -1,6 +1,5 @@
 """The trainings of the experiments: which there are, under which names, and by which commands."""
 
-import json
 import shlex
 from collections.abc import Container, Iterable
 from dataclasses import asdict, fields, replace
@@ -8,8 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from slotattn_fast.data.catalogue import MANIFEST
+from slotattn_fast.data.errors import DataError
+from slotattn_fast.data.prepared import open_prepared
+from slotattn_fast.models.discovery_config import DiscoveryConfig
+from slotattn_fast.models.property_config import PropertyConfig
 from slotattn_fast.paper.bases import BASES, Scale, base
-from slotattn_fast.paper.experiments import EXPERIMENTS, Arm
+from slotattn_fast.paper.experiments import EXPERIMENTS, Arm, Experiment
 from slotattn_fast.train.config import PRESETS, TrainConfig
 from slotattn_fast.train.setting import Setting
 
@@ -44,7 +47,7 @@ def training_of(arm: Arm, scale: Scale, data: Path | None = None) -> Training:
     changed = replace(config, model=model, **{k: v for k, v in arm.changes.items() if k in _RUN_FIELDS})
     differing = [key for key in arm.changes if _value(changed, key) != _value(config, key)]
     words = [f"-{key.replace('_', '-')}-{arm.changes[key]}" for key in differing if arm.changes[key] is not None]
-    prepared = prepared_in(data, changed.data, task_size(changed))
+    prepared = prepared_in(data, changed.data, _image_size(changed))
     if prepared is not None:
         changed = replace(changed, data=str(prepared), scenes=None)
     return Training(name + "".join(words), changed)
@@ -54,8 +57,7 @@ def _value(config: TrainConfig, key: str) -> Any:
     return getattr(config, key) if key in _RUN_FIELDS else config.model.get(key)
 
 
-def task_size(config: TrainConfig) -> int:
-    """Side of the images that the model takes."""
+def _image_size(config: TrainConfig) -> int:
     return int(config.model.get("image_size", _default(config, "image_size")))
 
 
@@ -64,38 +66,37 @@ def prepared_in(data: Path | None, name: str, size: int) -> Path | None:
     if data is None or not (data / name / MANIFEST).exists():
         return None
     try:
-        shape = json.loads((data / name / MANIFEST).read_bytes())["splits"]["train"]["images"]["shape"]
-        fits = shape[1:3] == [size, size]
-    except (OSError, ValueError, KeyError, TypeError):
-        fits = True  # what is wrong is told when it is opened
+        fits = open_prepared(data / name).splits["train"]["images"].shape[1:3] == (size, size)
+    except DataError:
+        fits = True  # what is wrong is told when a run opens it
     return (data / name).resolve() if fits else None
 
 
 def setting_of(setting: Setting, data: Path | None, config: TrainConfig) -> Setting:
     """The same with the prepared folder of its data, if there is one."""
-    prepared = None if setting.data is None else prepared_in(data, setting.data, task_size(config))
+    prepared = None if setting.data is None else prepared_in(data, setting.data, _image_size(config))
     return setting if prepared is None else replace(setting, data=str(prepared))
+
+
+def chosen(names: Iterable[str], scale: Scale, only: Container[str] = BASES) -> list[tuple[Experiment, Arm]]:
+    """The arms of these experiments that are trained from one of the bases `only`."""
+    experiments = (EXPERIMENTS[name] for name in names)
+    return [(each, arm) for each in experiments for arm in each.arms if base(scale, arm.base).name in only]
 
 
 def jobs(
     names: Iterable[str], scale: Scale, seeds: int, data: Path | None = None, only: Container[str] = BASES
 ) -> list[Job]:
-    """Of all these experiments, each training once for each seed: all of the first seed, then of the next.
-
-    `only` are the bases whose arms are trained.
-    """
+    """Of the chosen arms, each training once for each seed: all of the first seed, then of the next."""
     trainings: dict[str, Training] = {}
     measured: dict[str, dict[Setting, None]] = {}
     drawn: dict[str, dict[Setting, None]] = {}
-    for experiment in (EXPERIMENTS[name] for name in names):
-        for arm in experiment.arms:
-            if base(scale, arm.base).name not in only:
-                continue
-            training = training_of(arm, scale, data)
-            trainings[training.name] = training
-            into = drawn if experiment.form == "pictures" else measured
-            settings = (setting_of(setting, data, training.config) for setting in arm.settings)
-            into.setdefault(training.name, {}).update(dict.fromkeys(settings))
+    for experiment, arm in chosen(names, scale, only):
+        training = training_of(arm, scale, data)
+        trainings[training.name] = training
+        into = drawn if experiment.form == "pictures" else measured
+        settings = (setting_of(setting, data, training.config) for setting in arm.settings)
+        into.setdefault(training.name, {}).update(dict.fromkeys(settings))
     return [
         Job(training, seed, tuple(measured.get(name, ())), tuple(drawn.get(name, ())) if seed == 0 else ())
         for seed in range(seeds)
@@ -127,11 +128,7 @@ def _dashed(key: str) -> str:
 
 
 def _default(config: TrainConfig, key: str) -> Any:
-    from slotattn_fast.models.discovery_config import DiscoveryConfig
-    from slotattn_fast.models.property_config import PropertyConfig
-
-    of = DiscoveryConfig if config.task == "discovery" else PropertyConfig
-    return asdict(of())[key]
+    return getattr(DiscoveryConfig() if config.task == "discovery" else PropertyConfig(), key)
 
 
 def evaluations(settings: Iterable[Setting]) -> list[str]:
@@ -154,5 +151,5 @@ def look_alikes(arms: Iterable[Arm], scale: Scale, data: Path | None) -> list[st
     for arm in arms:
         config = base(scale, arm.base).config
         for name in (config.data, *(setting.data for setting in arm.settings if setting.data is not None)):
-            used[name] = prepared_in(data, name, task_size(config)) is None
+            used[name] = prepared_in(data, name, _image_size(config)) is None
     return [name for name, alike in used.items() if alike]

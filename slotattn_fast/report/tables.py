@@ -106,8 +106,13 @@ def mean_and_deviation(scores: Sequence[float]) -> Score:
 
 def _over(scores: Sequence[float | None]) -> str:
     """In percent; a score that one run lacks has no mean."""
-    known = [100 * score for score in scores if score is not None]
-    return score_text(mean_and_deviation(known)) if len(known) == len(scores) else "-"
+    return mean_text([None if score is None else 100 * score for score in scores])
+
+
+def mean_text(percents: Sequence[float | None]) -> str:
+    """Mean and standard deviation; "-" of nothing, or where one is missing."""
+    known = [percent for percent in percents if percent is not None]
+    return score_text(mean_and_deviation(known)) if known and len(known) == len(percents) else "-"
 
 
 def _percent(score: float | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from slotattn_fast.atomic import atomic_write
+from slotattn_fast.atomic import atomic_write, remove_half_written
 from slotattn_fast.train.errors import RunError
 
 FORMAT = 2
@@ -47,8 +47,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     for old in saved:
         if old not in newest:
             old.unlink()
-    for half in folder.glob(".step-*.tmp"):  # of processes that were killed while they wrote
-        half.unlink(missing_ok=True)
+    remove_half_written(folder, "step-*.pt")
     return path
 
 

@@ -2,7 +2,7 @@
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -55,17 +55,35 @@ def train_loss(run: Path, steps: int) -> float | None:
 
     A row is the mean of the steps since the row before, of which there are fewer where a run was cut.
     """
-    total, counted, before = 0.0, 0, 0
+    last = [reading for reading in readings(run) or () if reading.step > (1 - LAST_PART) * steps]
+    counted = sum(reading.steps for reading in last)
+    return sum(reading.steps * reading.loss for reading in last) / counted if counted else None
+
+
+class Reading(NamedTuple):
+    """A row of a run's metrics.csv."""
+
+    step: int
+    steps: int
+    """Since the row before."""
+    loss: float
+    images_per_second: float
+    """NaN where a row has none."""
+
+
+def readings(run: Path) -> list[Reading] | None:
+    """All of a run; None where they cannot be read."""
+    rows, before = [], 0
     try:
         with (run / "metrics.csv").open(newline="") as file:
             for row in csv.DictReader(file):
                 step = int(row["step"])
-                if step > (1 - LAST_PART) * steps:
-                    total, counted = total + (step - before) * float(row["loss"]), counted + step - before
+                speed = float(row.get("images_per_second") or "nan")
+                rows.append(Reading(step, step - before, float(row["loss"]), speed))
                 before = step
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return None
-    return total / counted if counted else None
+    return rows
 
 
 def load(run: Path, device: str | None, setting: Setting = DEFAULT) -> tuple[ImageSlots, TrainConfig]:

@@ -1,6 +1,7 @@
 """The processes that share a training run: one for each device, started here or by torchrun."""
 
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -152,6 +153,7 @@ def one_line_if_another_ends() -> Iterator[None]:
 def connect(config: TrainConfig) -> Fabric:
     """Lightning Fabric for a configuration, connected with the other processes if there are any."""
     device, devices = check_devices(config)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces precision and ranks
     fabric = Fabric(
         accelerator=device,
         devices=devices,

@@ -24,11 +24,15 @@ class Setting:
         most = config.max_objects if self.max_objects is None else self.max_objects
         return replace(config, data=data, max_objects=most)
 
-    def file(self) -> str:
-        """eval.json, or a name that tells what is otherwise."""
+    def suffix(self) -> str:
+        """Of names, that tells what is otherwise, such as "-iters-5"; empty if nothing is."""
         given = (("iters", self.iters), ("slots", self.num_slots), ("objects", self.max_objects), ("data", self.data))
         words = [f"-{name}-{Path(str(value)).name}" for name, value in given if value is not None]
-        return f"eval{''.join(words)}.json"
+        return "".join(words)
+
+    def file(self) -> str:
+        """Of the evaluation."""
+        return f"eval{self.suffix()}.json"
 
 
 DEFAULT = Setting()
