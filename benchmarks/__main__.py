@@ -22,7 +22,7 @@ QUICK_OUT = Path("build/benchmarks")
 
 
 class Part(NamedTuple):
-    """A command of its own process, so that one that fails or is killed leaves the others."""
+    """A command, of its own process where not of `module`, so that one that fails or is killed leaves the others."""
 
     what: str
     command: tuple[str, ...]
@@ -30,15 +30,12 @@ class Part(NamedTuple):
     """What is added for --quick."""
 
 
+_MODULE = ("--quick", "--sweeps", "1", "--rounds", "5")
 PARTS = {
-    "forward": Part("a call without gradients, all contenders", ("module", "forward"), ("--quick", "--rounds", "5")),
-    "backward": Part("a call and its gradients, all contenders", ("module", "backward"), ("--quick", "--rounds", "5")),
-    "memory": Part("peak memory of both", ("module", "memory"), ("--quick",)),
-    "scaling": Part(
-        "time over N, K, B, D and T, memory over N and K",
-        ("module", "scaling", "--rounds", "5"),
-        ("--quick", "--rounds", "3"),
-    ),
+    "forward": Part("a call without gradients, all contenders", ("module", "forward"), _MODULE),
+    "backward": Part("a call and its gradients, all contenders", ("module", "backward"), _MODULE),
+    "memory": Part("peak memory of both", ("module", "memory"), _MODULE),
+    "scaling": Part("time over N, K, B, D and T, memory over N and K", ("module", "scaling"), _MODULE),
     "discovery": Part("a training step of object discovery", ("discovery", "--rounds", "3"), ("--quick",)),
     "property": Part("a training step of property prediction", ("property",), ("--quick",)),
     "matching": Part("matching predictions with targets, against SciPy", ("matching",), ("--rounds", "3")),
@@ -80,18 +77,30 @@ def run(names: list[str], quick: bool, out: Path) -> int:
     """Runs the parts one after the other; 1 if one of them failed."""
     out.mkdir(parents=True, exist_ok=True)
     failed = []
-    for name in names:
-        part = PARTS[name]
-        print(f"== {name}: {part.what}", flush=True)
-        command = [sys.executable, "-m", f"benchmarks.{part.command[0]}", *part.command[1:]]
+    for name, command in commands(names, quick).items():
+        print(f"== {name}", flush=True)
         began = time.monotonic()
-        code = subprocess.call([*command, *(part.quick if quick else ()), "--out", str(out)])
+        code = subprocess.call([sys.executable, "-m", *command, "--out", str(out)])
         outcome = "done" if code == 0 else f"failed with {code}"
         print(f"== {name}: {outcome}, {time.monotonic() - began:.0f} s", flush=True)
         if code:
             failed.append(name)
     print(f"results in {out}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
+
+
+def commands(names: list[str], quick: bool) -> dict[str, list[str]]:
+    """By what they measure. The parts of `module` share a process, which goes through the shapes of all in turns."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        module = PARTS[name].command[0]
+        groups.setdefault(module if module == "module" else name, []).append(name)
+    found = {}
+    for group in groups.values():
+        first = PARTS[group[0]]
+        arguments = [argument for name in group for argument in PARTS[name].command[1:]]
+        found[", ".join(group)] = [f"benchmarks.{first.command[0]}", *arguments, *(first.quick if quick else ())]
+    return found
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Time and memory of one SlotAttention call: ours against the plain reference, compiled or not, and slot-attention.
 
-    python -m benchmarks.module PART [--quick] [--rounds N] [--threads N] [--out benchmarks/results]
+    python -m benchmarks.module PART [PART ...] [--quick] [--sweeps N] [--rounds N] [--threads N] [--out DIR]
 
 Who is compared: benchmarks/contenders.py. All have the same weights, inputs and initial slots, are held against the
-reference in float64, and are then timed in one process, one after the other in every round. Times are medians with the
-20th and 80th percentile; "times_ours" is the median over the rounds of a contender's time over ours in the same round.
-On a CPU `cpu_ms` is what all threads of the process computed. Parameters and inputs are of one dtype, without autocast:
-float32, on a GPU bfloat16 too.
+reference in float64, and are then timed in one process, one after the other in every round. A machine that others use
+too is slow for half a minute at a time, so the rounds of a shape are not made at once: several sweeps go through all
+shapes, and make some rounds of each. Times are medians of all rounds with the 20th and 80th percentile; "times_ours" is
+the median over the rounds of a contender's time over ours in the same round. On a CPU `cpu_ms` is what all threads of
+the process computed. Parameters and inputs are of one dtype, without autocast: float32, on a GPU bfloat16 too.
 
 Peak memory is what a call holds at most beyond what it is given and returns (slots and gradients), once without and
 once with what was there before: on a GPU as PyTorch allocates it, on a CPU the growth of the resident set and its size,
@@ -15,9 +16,10 @@ in a fresh process for each contender.
 Beside every time stands the least that the machine of the same run allows: the inputs read once, and with gradients
 once more and their gradient written, at the rate of a copy (`floor_ms`); the same if every iteration reads them, as
 ours does (`design_ms`); and 2 products of inputs and slots an iteration, 7 with gradients, at the rate of a matrix
-product (`product_ms`). The limit is the larger of the first and the last.
+product (`product_ms`). The limit is the larger of the first and the last. The rates are those of the sweep in which
+they were highest.
 
-Rows go into module.csv as soon as they are there, each in place of that of an earlier run on such a machine.
+Rows go into module.csv as soon as they are there, each in place of that of an earlier sweep or run on such a machine.
 `python -m benchmarks report` makes tables and plots of them.
 """
 
@@ -27,9 +29,8 @@ import platform
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from operator import truediv
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -39,7 +40,9 @@ from .contenders import NAMES, OURS, PASSES, agreeing, problem
 from .cost import Shape
 from .gpu_record import NOT_MEASURED
 from .measure import (
+    WARM_UP,
     Rates,
+    Sample,
     device_name,
     give_memory_back,
     in_fresh_process,
@@ -57,7 +60,7 @@ CSV = "module.csv"
 SIZES = ("B", "N", "D_in", "K", "D", "T")
 KEY = ("device", "threads", "dtype", *SIZES, "pass", "contender", "measured")
 TIME, MEMORY = "time", "memory"
-COMPILED = ("compiled", "max-autotune")
+EAGER = tuple(name for name in NAMES if name not in ("compiled", "max-autotune"))
 IN_GRAPH = ("triton, graph", "max-autotune")  # on a GPU
 # B, N, K: CLEVR6, Multi-dSprites and set prediction; on a GPU as in training, and one image alone.
 CPU_SHAPES = ((8, 16384, 7), (8, 4096, 6), (16, 1024, 10))
@@ -98,54 +101,82 @@ def scaled(name: str, quick: bool) -> list[Shape]:
     return [shape_of(**(middle | {name: value * times})) for value in (QUICK_SCALED if quick else SCALED).get(name, ())]
 
 
-def rows_of(part: str, quick: bool, rounds: int, threads: int) -> Iterator[list[Row]]:
-    """What a part measures, a shape at a time."""
-    names = [name for name in NAMES if name not in COMPILED] if quick else NAMES
-    if part in ("forward", "backward"):
-        which = PASSES[PARTS.index(part)]
-        speeds = {dtype: rates(dtype, rounds) for dtype in {shape.dtype for shape in shapes(quick)}}
-        for shape in shapes(quick):
-            yield times(shape, which, names, rounds, speeds[shape.dtype])
-    elif part == "memory":
-        for which in PASSES:
-            for shape in shapes(quick):
-                yield memory(shape, which, names, threads)
-    else:
-        names = [name for name in names if name not in COMPILED]  # they would compile anew for every point
-        speed = rates(scaled("N", quick)[0].dtype, rounds)
-        for size in SCALED:
-            for shape in scaled(size, quick):
-                yield times(shape, PASSES[1], names, rounds, speed)
-                if size in WITH_MEMORY:
-                    yield memory(shape, PASSES[1], names, threads)
+class Case(NamedTuple):
+    """What is measured: a call of these contenders."""
+
+    shape: Shape
+    which: str
+    """One of PASSES."""
+    names: tuple[str, ...]
 
 
-def times(shape: Shape, which: str, names: Sequence[str], rounds: int, speed: Rates) -> list[Row]:
-    """A row for each contender: its time, or why there is none."""
+Round = dict[str, Sample]  # by contender
+
+
+def cases(parts: Sequence[str], quick: bool) -> list[Case]:
+    """What is timed in the parts, each once."""
+    found = []
+    for part, which in zip(PARTS, PASSES, strict=False):
+        if part in parts:
+            found += [Case(shape, which, EAGER if quick else NAMES) for shape in shapes(quick)]
+    if "scaling" in parts:  # the compiled would compile anew for every point
+        found += [Case(shape, PASSES[1], EAGER) for size in SCALED for shape in scaled(size, quick)]
+    return list(dict.fromkeys(found))
+
+
+def held(parts: Sequence[str], quick: bool) -> list[Case]:
+    """Whose memory is measured in the parts, each once."""
+    found = []
+    if "memory" in parts:
+        found += [Case(shape, which, EAGER if quick else NAMES) for which in PASSES for shape in shapes(quick)]
+    if "scaling" in parts:
+        found += [Case(shape, PASSES[1], EAGER) for size in WITH_MEMORY for shape in scaled(size, quick)]
+    return list(dict.fromkeys(found))
+
+
+def rows_of(parts: Sequence[str], quick: bool, sweeps: int, rounds: int, threads: int) -> Iterator[list[Row]]:
+    """What the parts measure, a shape at a time: a time as often as there are sweeps, each time of more rounds."""
+    timed: dict[Case, list[Round]] = {case: [] for case in cases(parts, quick)}
+    best: dict[torch.dtype, Rates] = {}
+    for number in range(sweeps):
+        for dtype in {case.shape.dtype for case in timed}:
+            found = rates(dtype, rounds)
+            best[dtype] = Rates(*map(max, found, best.get(dtype, found)))
+        for case, before in timed.items():
+            rows = times(case, before, rounds, best[case.shape.dtype], 1 if number else WARM_UP)
+            yield [row | {"sweeps": number + 1} for row in rows]
+    for case in held(parts, quick):
+        yield memory(case, threads)
+
+
+def times(case: Case, before: list[Round], rounds: int, speed: Rates, warm_up: int = WARM_UP) -> list[Row]:
+    """A row for each contender: its time in the rounds `before`, to which it adds, or why there is none."""
+    shape, which, names = case
     if reason := too_large(shape):
         return [row(shape, which, name, TIME) | {NOT_MEASURED: reason} for name in names]
     given = problem(shape, which)
     calls, found = agreeing(given, {name: partial(contenders.make, name, given) for name in names})
-    measured = samples(calls, rounds)
+    measured = samples(calls, rounds, warm_up)
+    before += [dict(zip(measured, each, strict=True)) for each in zip(*measured.values(), strict=True)]
     least = limits(shape, which, speed)
-    own = next((measured[name] for name in OURS if name in measured), None)  # as backend="auto" takes it
+    own = next((name for name in OURS if name in calls), None)  # as backend="auto" takes it
     rows = []
     for entry in found:
         name = entry.pop("contender")
         filled = row(shape, which, name, TIME) | entry | least
-        if name in measured:
-            p20, p50, p80 = percentiles([sample.ms for sample in measured[name]])
+        if name in calls:
+            made = [each for each in before if name in each]
+            p20, p50, p80 = percentiles([each[name].ms for each in made])
             filled |= {
                 "ms_p20": p20,
                 "ms_median": p50,
                 "ms_p80": p80,
-                "cpu_ms": statistics.median(sample.cpu_ms for sample in measured[name]),
+                "cpu_ms": statistics.median(each[name].cpu_ms for each in made),
                 "of_limit": limit_ms(least) / p50,
-                "rounds": rounds,
+                "rounds": len(made),
             }
             if own is not None:
-                ratios = map(truediv, (s.ms for s in measured[name]), (s.ms for s in own))
-                filled["times_ours"] = statistics.median(ratios)
+                filled["times_ours"] = statistics.median(each[name].ms / each[own].ms for each in made if own in each)
         rows.append(filled)
     return rows
 
@@ -169,8 +200,9 @@ def limit_ms(row: Mapping[str, Any]) -> float:
     return max(float(row["floor_ms"]), float(row["product_ms"]))
 
 
-def memory(shape: Shape, which: str, names: Sequence[str], threads: int) -> list[Row]:
+def memory(case: Case, threads: int) -> list[Row]:
     """A row for each contender: its peak, or why there is none."""
+    shape, which, names = case
     if reason := too_large(shape):
         return [row(shape, which, name, MEMORY) | {NOT_MEASURED: reason} for name in names]
     rows = []
@@ -228,10 +260,10 @@ def row(shape: Shape, which: str, name: str, measured: str) -> Row:
     """The sizes, and every column that is still empty."""
     sizes = {size: getattr(shape, size) for size in SIZES}
     empty = ("ms_p20", "ms_median", "ms_p80", "cpu_ms", "times_ours", "of_limit", "error", "peak_mib", "absolute_mib")
-    more = ("floor_ms", "design_ms", "product_ms", "copy_gb_per_s", "product_gflop_per_s", "rounds", NOT_MEASURED)
+    more = ("floor_ms", "design_ms", "product_ms", "copy_gb_per_s", "product_gflop_per_s", "sweeps", "rounds")
     dtype = str(shape.dtype).removeprefix("torch.")
     head = {"dtype": dtype, **sizes, "pass": which, "contender": name, "measured": measured}
-    return head | dict.fromkeys((*empty, *more), "")
+    return head | dict.fromkeys((*empty, *more, NOT_MEASURED), "")
 
 
 def conditions(threads: int) -> Row:
@@ -252,17 +284,20 @@ def conditions(threads: int) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS, help="what to measure; scaling: time and memory over N, K, B, D and T")
+    what = "what to measure; scaling: time and memory over N, K, B, D and T"
+    parser.add_argument("parts", nargs="+", choices=PARTS, metavar="PART", help=f"{', '.join(PARTS)}: {what}")
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing compiled")
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each call, at least 2")
+    parser.add_argument("--sweeps", type=int, default=3, help="how often to go through all shapes")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each call in a sweep, at least 2")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="PyTorch's threads")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     given = parser.parse_args()
-    if given.rounds < 2 or given.threads < 1:
-        parser.error(f"--rounds: got {given.rounds}, expected at least 2; --threads: got {given.threads}, at least 1")
+    for name, least in {"rounds": 2, "threads": 1, "sweeps": 1}.items():
+        if getattr(given, name) < least:
+            parser.error(f"--{name}: got {getattr(given, name)}, expected at least {least}")
     torch.set_num_threads(given.threads)
     where = conditions(given.threads)
-    for rows in rows_of(given.part, given.quick, given.rounds, given.threads):
+    for rows in rows_of(given.parts, given.quick, given.sweeps, given.rounds, given.threads):
         upsert(given.out / CSV, [where | each for each in rows], KEY)
         for each in rows:
             print(described(each), flush=True)

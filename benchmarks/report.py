@@ -64,7 +64,8 @@ def described(rows: Sequence[Row]) -> str:
     return (
         f"{all_of('device')}, {all_of('threads')} threads, torch {all_of('torch')}, Triton {all_of('triton')}, "
         f"slot-attention {all_of('slot_attention')}, Python {all_of('python')}; D = {DIM}, T = {ITERS}; medians of "
-        f"{all_of('rounds')} interleaved rounds (20th to 80th percentile); copy and matrix product {rates}; commit "
+        f"{all_of('rounds')} interleaved rounds (sweeps: {all_of('sweeps')}; 20th to 80th percentile); "
+        f"copy and matrix product {rates}; commit "
         f"{all_of('commit')}, {all_of('date')}: `python -m benchmarks`, benchmarks/results/{CSV}."
     )
 

@@ -13,7 +13,7 @@ from benchmarks.conditions import read_rows, upsert
 from benchmarks.cost import Shape
 from benchmarks.gpu_record import NOT_MEASURED
 from benchmarks.measure import Rates, Sample, give_memory_back, resident_growth, samples
-from benchmarks.module import MEMORY, TIME
+from benchmarks.module import MEMORY, TIME, Case
 
 RATES = Rates(copy_bytes_per_s=1e9, flop_per_s=1e10)
 EAGER = ("torch", "reference", "slot-attention")
@@ -21,6 +21,10 @@ EAGER = ("torch", "reference", "slot-attention")
 
 def shape(B: int = 2, N: int = 20, K: int = 3, T: int = 2) -> Shape:
     return module.shape_of(B, N, K, torch.float32, T=T)
+
+
+def times(shape: Shape, which: str, names: tuple[str, ...]) -> list[module.Row]:
+    return module.times(Case(shape, which, names), [], 2, RATES)
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_interpreter")
 @pytest.mark.parametrize("which", contenders.PASSES)
 def test_all_contenders_agree_and_are_timed(which: str) -> None:
-    rows = {row["contender"]: row for row in module.times(shape(), which, ("triton", *EAGER), 2, RATES)}
+    rows = {row["contender"]: row for row in times(shape(), which, ("triton", *EAGER))}
     assert rows["triton"][NOT_MEASURED] == "no GPU"
     for name in EAGER:
         row = rows[name]
@@ -57,9 +61,58 @@ def test_times_are_of_the_calls_and_in_turns(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(module, "agreeing", agreeing)
     monkeypatch.setattr("benchmarks.measure._timed", timed)
-    plain, own = module.times(shape(), "forward", ("reference", "torch"), 3, RATES)
+    plain, own = module.times(Case(shape(), "forward", ("reference", "torch")), [], 3, RATES)
     assert order == ["reference", "torch"] * 6  # the first three rounds are not counted
     assert (own["ms_median"], plain["ms_median"], plain["times_ours"]) == (2, 4, 2)
+
+
+def test_rounds_of_all_sweeps_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is slow in the first of three sweeps, and one contender is wrong in the last."""
+    sweep = 0
+
+    def agreeing(given: object, makers: dict[str, object]) -> object:
+        names = ["reference", "torch"] if sweep == 2 else ["reference", "torch", "slot-attention"]
+        rows = [{"contender": name, "error": 0.0} for name in names]
+        rows += [{"contender": name, NOT_MEASURED: "off"} for name in makers if name not in names]
+        return dict.fromkeys(names), rows
+
+    def samples(calls: dict[str, object], rounds: int, warm_up: int) -> dict[str, list[Sample]]:
+        slow = 3 if sweep == 0 else 1
+        ms = {"reference": 4.0 * slow, "torch": 2.0 * slow**2, "slot-attention": 3.0}
+        return {name: [Sample(ms[name] + 0.01 * number, 1.0) for number in range(rounds)] for name in calls}
+
+    def rates(dtype: torch.dtype, rounds: int) -> Rates:
+        return Rates(2.0, 3.0) if sweep == 1 else Rates(1.0, 4.0)
+
+    monkeypatch.setattr(module, "QUICK_SHAPES", ((2, 20, 3), (2, 30, 3)))
+    monkeypatch.setattr(module, "agreeing", agreeing)
+    monkeypatch.setattr(module, "samples", samples)
+    monkeypatch.setattr(module, "rates", rates)
+    found = []
+    for number, rows in enumerate(module.rows_of(["forward"], True, 3, 2, 1), 1):
+        found.append({row["contender"]: row for row in rows})
+        sweep = number // 2
+    assert [rows["torch"]["N"] for rows in found] == [20, 30, 20, 30, 20, 30]
+    assert [rows["torch"]["rounds"] for rows in found] == [2, 2, 4, 4, 6, 6]
+    assert [rows["torch"]["sweeps"] for rows in found] == [1, 1, 2, 2, 3, 3]
+    first, last = found[0], found[4]
+    assert first["torch"]["ms_median"] == pytest.approx(18.005)
+    assert (last["torch"]["ms_p20"], last["torch"]["ms_median"]) == pytest.approx((2, 2.01))
+    assert last["torch"]["ms_p80"] == pytest.approx(18.006)  # the slow sweep is in the spread
+    assert last["reference"]["times_ours"] == pytest.approx(2, rel=0.01)
+    assert found[2]["slot-attention"]["rounds"] == 4
+    assert last["slot-attention"][NOT_MEASURED] == "off"
+    assert last["slot-attention"]["ms_median"] == ""
+    assert (last["torch"]["copy_gb_per_s"], last["torch"]["product_gflop_per_s"]) == (2e-9, 4e-9)
+
+
+def test_shapes_of_several_parts_are_measured_once() -> None:
+    timed = module.cases(module.PARTS, False)
+    assert len({(case.shape, case.which) for case in timed}) == len(timed)
+    forward = module.cases(["forward"], False)
+    assert [case for case in timed if case.which == "forward"] == forward
+    assert {case.shape.N for case in module.held(["scaling"], False)} == set(module.SCALED["N"])
+    assert module.cases(["memory"], False) == module.held(["forward", "backward"], False) == []
 
 
 def test_limits_are_those_of_the_rates() -> None:
@@ -84,7 +137,7 @@ def test_a_contender_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch)
         return made
 
     monkeypatch.setattr(contenders, "ours", wrong)
-    rows = {row["contender"]: row for row in module.times(shape(), "forward", EAGER, 2, RATES)}
+    rows = {row["contender"]: row for row in times(shape(), "forward", EAGER)}
     assert "of the norm, and" in rows["torch"][NOT_MEASURED]
     assert rows["torch"]["ms_median"] == ""
     assert rows["reference"]["ms_median"] > 0
@@ -97,7 +150,7 @@ def test_what_cannot_run_says_why_and_the_rest_goes_on(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch, "compile", broken)
     monkeypatch.setattr(contenders, "find_spec", lambda name: None)
-    rows = {row["contender"]: row for row in module.times(shape(), "forward", contenders.NAMES, 2, RATES)}
+    rows = {row["contender"]: row for row in times(shape(), "forward", contenders.NAMES)}
     assert rows["compiled"][NOT_MEASURED] == "RuntimeError: no compiler"
     assert rows["slot-attention"][NOT_MEASURED] == "the package slot-attention is not installed"
     assert rows["reference"]["ms_median"] > 0
@@ -105,7 +158,7 @@ def test_what_cannot_run_says_why_and_the_rest_goes_on(monkeypatch: pytest.Monke
 
 def test_a_shape_that_would_not_fit_is_not_tried() -> None:
     huge = shape(B=10**9)
-    for rows in (module.times(huge, "forward", EAGER, 2, RATES), module.memory(huge, "forward", EAGER, 1)):
+    for rows in (times(huge, "forward", EAGER), module.memory(Case(huge, "forward", EAGER), 1)):
         assert all(row[NOT_MEASURED].startswith("not enough memory: the comparison needs about ") for row in rows)
 
 
@@ -152,9 +205,8 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(module, "QUICK_SCALED", {"N": (10, 40), "K": (2, 4), "T": (1, 2)})
     monkeypatch.setattr(module, "rates", lambda dtype, rounds: RATES)
     monkeypatch.setattr(module, "peak_mib", lambda shape, which, name, threads: (shape.N / 10, 99.0))
-    for part in module.PARTS:
-        for rows in module.rows_of(part, True, 2, 1):
-            upsert(tmp_path / module.CSV, [module.conditions(1) | row for row in rows], module.KEY)
+    for rows in module.rows_of(module.PARTS, True, 2, 2, 1):
+        upsert(tmp_path / module.CSV, [module.conditions(1) | row for row in rows], module.KEY)
     return tmp_path
 
 
@@ -184,10 +236,13 @@ def test_a_part_that_fails_does_not_keep_the_others(
         return int("benchmarks.module" in arguments)
 
     monkeypatch.setattr(command.subprocess, "call", call)
-    assert command.run(["forward", "data"], True, tmp_path / "new") == 1
-    assert [arguments[0] for arguments in called] == ["benchmarks.module", "benchmarks.data"]
+    assert command.run(["forward", "data", "scaling"], True, tmp_path / "new") == 1
+    assert [arguments[:3] for arguments in called] == [
+        ["benchmarks.module", "forward", "scaling"],
+        ["benchmarks.data", "--rounds", "2"],
+    ]
     assert all(arguments[-2:] == ["--out", str(tmp_path / "new")] for arguments in called)
-    assert "failed: forward" in capfd.readouterr().out
+    assert "failed: forward, scaling" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
