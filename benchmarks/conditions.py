@@ -31,7 +31,7 @@ def today() -> str:
 def write_results(name: str, rows: list[dict[str, Any]], table: str, folder: Path) -> None:
     """Writes the rows as folder/NAME.csv and the table as folder/NAME.md and, if that is RESULTS, into README.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_rows(folder / f"{name}.csv", rows)
+    write_rows(folder / f"{name}.csv", rows)
     (folder / f"{name}.md").write_text(table)
     print(table)
     if folder == RESULTS:
@@ -44,10 +44,11 @@ def upsert(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) ->
     columns = list(rows[0])
     kept = {tuple(row[k] for k in key): {name: row.get(name, "") for name in columns} for row in read_rows(path)}
     kept |= {tuple(str(row[name]) for name in key): {name: _short(row[name]) for name in row} for row in rows}
-    _write_rows(path, list(kept.values()))
+    write_rows(path, list(kept.values()))
 
 
-def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a CSV file in one step."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()

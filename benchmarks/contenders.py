@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from .cost import Shape
-from .gpu_record import NOT_MEASURED
 from .measure import Call, captured, on_gpu
+from .reasons import NOT_MEASURED, failed, off
 
 OURS = ("triton", "triton, graph", "torch")
 NAMES = (*OURS, "reference", "compiled", "max-autotune", "slot-attention")
@@ -167,12 +167,12 @@ def agreeing(of: Problem, makers: Mapping[str, Callable[[], Call]]) -> tuple[dic
             row[NOT_MEASURED] = str(reason)
             continue
         except Exception as failure:
-            row[NOT_MEASURED] = f"{type(failure).__name__}: {failure}"[:500]
+            row[NOT_MEASURED] = failed(failure)
             continue
         if name == "reference":
             limit = 2 * error + 1e-5
         if error <= limit:
             calls[name] = call
         else:
-            row[NOT_MEASURED] = f"off by {error:.1e} of the norm, and {limit:.1e} is allowed"
+            row[NOT_MEASURED] = off(error, limit)
     return calls, rows

@@ -10,7 +10,8 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from .gpu_record import NOT_MEASURED, UNFINISHED, Found, Part, Record, described
+from .gpu_record import UNFINISHED, Found, Part, Record, described
+from .reasons import NOT_MEASURED
 
 TESTS = {
     "kernels over the inputs, whole calls": "tests/test_triton_backend.py",

@@ -21,7 +21,6 @@ Found = dict[str, Any]  # plain data, for JSON
 Part = Callable[[float], Found]  # of the seconds that are left
 Record = dict[str, dict[str, Any]]  # by the part's name
 UNFINISHED = "unfinished"  # the key of a part's result that says why it is to be run again
-NOT_MEASURED = "not measured"  # the key of a result, or of a row, that says why there is none
 UNKNOWN = "unknown"  # what a command that is missing or fails would have told
 FRESH = ("date", "command")  # conditions in which a result that is kept may differ
 

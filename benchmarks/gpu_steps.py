@@ -27,10 +27,11 @@ from slotattn_fast.train.config import PRESETS
 
 from .contenders import difference
 from .discovery import DiscoveryStep
-from .gpu_record import NOT_MEASURED, Found, Part, Record
+from .gpu_record import Found, Part, Record
 from .gpu_steps_table import CLEVR6, CONVOLUTIONS, GRAPH, SETS, report
 from .measure import ceilings, milliseconds, on_gpu, peak_bytes, percentiles
 from .property import PropertyStep
+from .reasons import NOT_MEASURED, failed, off
 from .training_step import OURS, PLAIN, Contender, Step, error
 
 __all__ = ["compare", "convolutions", "parts", "passed", "report"]
@@ -145,14 +146,14 @@ def compare(kind: type[Step], preset: str, toy: bool, seconds: float) -> Found:
             row["error"] = error(step.gradients(), exact)
             row["peak_bytes"] = step.peak if isinstance(step, GraphedStep) else peak_beside_adam(step)
         except Exception as failure:  # a compiler that fails is no reason to lose the others
-            row[NOT_MEASURED] = f"{type(failure).__name__}: {failure}"[:500]
+            row[NOT_MEASURED] = failed(failure)
             continue
         bf16 = "bf16" in name
         if name in (str(PLAIN), str(PLAIN_BF16)):
             allowed[bf16] = 2 * row["error"] + 1e-6
         bound = allowed.get(bf16, float("inf"))
         if not row["error"] <= bound:
-            row[NOT_MEASURED] = f"off by {row['error']:.1e} of the norm, and {bound:.1e} is allowed"
+            row[NOT_MEASURED] = off(row["error"], bound)
             continue
         steps[name] = step
     times = milliseconds(steps, 1 if toy else ROUNDS)
@@ -221,7 +222,7 @@ def convolutions(toy: bool, seconds: float) -> Found:
             if name == "conv_transpose2d":
                 allowed = 2 * row["error"] + 1e-6
             if not row["error"] <= allowed:
-                row[NOT_MEASURED] = f"off by {row['error']:.1e} of the norm, and {allowed:.1e} is allowed"
+                row[NOT_MEASURED] = off(row["error"], allowed)
                 continue
             calls[name] = partial(pass_both_ways, module, maps, incoming)
         times = milliseconds(calls, 1 if toy else ROUNDS)

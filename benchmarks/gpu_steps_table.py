@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from .gpu_record import NOT_MEASURED, UNFINISHED, Found, Record, described
+from .gpu_record import UNFINISHED, Found, Record, described
 from .gpu_table import Target, median, targets, times_faster
+from .reasons import NOT_MEASURED
 
 CLEVR6, SETS, CONVOLUTIONS = "clevr6", "clevr10 properties", "transposed convolutions"  # parts
 GRAPH = "ours, bf16, graph"

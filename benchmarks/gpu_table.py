@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from .gpu_record import NOT_MEASURED, UNFINISHED, Found, Record, described
+from .gpu_record import UNFINISHED, Found, Record, described
+from .reasons import NOT_MEASURED
 
 DISCOVERY, SETS, SINGLE = (64, 16384, 7), (512, 1024, 10), (1, 16384, 7)  # B, N, K
 SIZES = (DISCOVERY, SETS, SINGLE)

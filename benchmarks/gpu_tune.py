@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from . import gpu_table, gpu_tune_slots
-from .gpu_record import NOT_MEASURED, Found, Part, Record, described
+from .gpu_record import Found, Part, Record, described
 from .measure import Call, milliseconds, on_gpu
+from .reasons import NOT_MEASURED, failed
 
 WIDTH, ITERS, ROUNDS = 64, 3, 15
 PASSES = ("first", "forward", "query", "inputs")
@@ -69,7 +70,7 @@ def tune(size: tuple[int, int, int], which: str, toy: bool, seconds: float) -> F
         try:
             found = configured(call, config)()
         except Exception as failure:  # too much shared memory, too many registers
-            row[NOT_MEASURED] = f"{type(failure).__name__}: {failure}"[:200]
+            row[NOT_MEASURED] = failed(failure)
             continue
         error = row["error"] = max(((x - y).norm() / y.norm()).item() for x, y in zip(found, expected, strict=True))
         if error <= 1e-2:

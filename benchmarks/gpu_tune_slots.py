@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .gpu_record import NOT_MEASURED, Found, Part, Record
+from .gpu_record import Found, Part, Record
 from .measure import Call, captured, milliseconds, on_gpu
+from .reasons import NOT_MEASURED, failed
 
 WIDTH, HIDDEN, CALLS, ROUNDS = 64, 128, 10, 15
 FIELDS = ("precision", "block_rows", "block_chunk", "num_warps", "num_stages", "fetch")  # of UpdateConfig
@@ -83,7 +84,7 @@ def tune(size: tuple[int, int, int], kernel: str, toy: bool, seconds: float) -> 
                 for name, call in timed(configured(given.call, config), given.warm).items():
                     calls[f"{number} {name}"] = captured(call)
         except Exception as failure:  # too much shared memory, too many registers
-            row[NOT_MEASURED] = f"{type(failure).__name__}: {failure}"[:200]
+            row[NOT_MEASURED] = failed(failure)
             continue
     if on_gpu():
         calls["cold"] = captured(timed(None, given.warm)["cold"])

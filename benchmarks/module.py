@@ -38,7 +38,6 @@ from . import contenders
 from .conditions import RESULTS, commit, today, upsert
 from .contenders import NAMES, OURS, PASSES, agreeing, problem
 from .cost import Shape
-from .gpu_record import NOT_MEASURED
 from .measure import (
     WARM_UP,
     Rates,
@@ -53,6 +52,7 @@ from .measure import (
     resident_growth,
     samples,
 )
+from .reasons import NOT_MEASURED, failed
 
 Row = dict[str, Any]
 
@@ -216,7 +216,7 @@ def memory(case: Case, threads: int) -> list[Row]:
             except contenders.Unavailable as why:
                 found[NOT_MEASURED] = str(why)
             except Exception as failure:
-                found[NOT_MEASURED] = f"{type(failure).__name__}: {failure}"[:500]
+                found[NOT_MEASURED] = failed(failure)
         rows.append(row(shape, which, name, MEMORY) | found)
     return rows
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from .conditions import RESULTS, put_into_readme, read_rows
 from .contenders import NAMES, OURS, PASSES, label
-from .gpu_record import NOT_MEASURED
 from .module import CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, MEMORY, QUICK_SHAPES, TIME
 from .plots import plot
+from .reasons import NOT_MEASURED
 
 Row = dict[str, str]
 

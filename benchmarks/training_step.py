@@ -4,9 +4,9 @@ A step is loss, gradients and Adam's update. The plain loop is a model of `slota
 it down: eager, NCHW, PyTorch's default Adam. Ours is the fast model as `slotattn train` runs it: channels-last, fused
 Adam, in float32 and with bfloat16 autocast. All have the same weights, images and noise, and before anything is timed
 their loss and gradients are held against the plain loop's in float64: the error of ours, in parts of the norm, is at
-most twice that of the plain loop in the same precision. Then they step in turns in one process; the table gives medians
-over the rounds and the median of the rounds' ratios. The parts of a step are timed one by one, each from the detached
-outputs of the part before.
+most twice that of the plain loop in the same precision, or it is not timed. Then they step in turns in one process,
+every round through all presets; the table gives medians over the rounds and the median of the rounds' ratios. The parts
+of a step are timed one by one, each from the detached outputs of the part before.
 
 Peak memory is what a step holds at most beyond what it is given and leaves behind. On a CPU that is the growth of the
 resident set, in a fresh process for each contender. FLOPs are those that PyTorch's counter sees: not the 1 to 3 % of
@@ -22,7 +22,7 @@ import platform
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from operator import truediv
 from pathlib import Path
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.conditions import RESULTS, commit, today, write_results
+from benchmarks.conditions import RESULTS, commit, today, write_results, write_rows
 from benchmarks.measure import (
     WARM_UP,
     device_name,
@@ -43,6 +43,7 @@ from benchmarks.measure import (
     resident_growth,
     wall_times,
 )
+from benchmarks.reasons import NOT_MEASURED, failed, off
 from slotattn_fast.train.config import PRESETS, TaskName
 
 Row = dict[str, Any]
@@ -188,20 +189,35 @@ def error(found: tuple[Tensor, list[Tensor]], exact: tuple[Tensor, list[Tensor]]
     return max(*errors, (one - other).norm() / other.norm()).item()
 
 
-def check_agreement(steps: Mapping[Contender, Step], preset: str, batch: int) -> dict[Contender, float]:
-    """The error of each. Raises AssertionError where it is more than twice that of the plain loop in its precision.
+def agreeing(
+    kind: type[Step], preset: str, batch: int, contenders: tuple[Contender, ...]
+) -> tuple[dict[Contender, Step], dict[Contender, dict[str, Any]]]:
+    """The steps of those that agree with the plain loop in float64; of each its error, or why it is not among them.
 
-    Beyond KINKS: where the input of a ReLU is 0 but for rounding, either model may have its gradient or none.
+    At most twice the error of the plain loop in the same precision, beyond KINKS: where the input of a ReLU is 0 but
+    for rounding, either model may have its gradient or none. A contender that fails is no reason to lose the others.
     """
-    kind = type(steps[PLAIN])
-    exact = kind(PLAIN, preset, batch).double().gradients()
-    errors = {contender: error(step.gradients(), exact) for contender, step in steps.items()}
-    rough = kind(Contender("plain", bf16=True), preset, batch).gradients()
-    for contender, found in errors.items():
-        allowed = 2 * (error(rough, exact) if contender.bf16 else errors[PLAIN]) + KINKS
-        if not found <= allowed:
-            raise AssertionError(f"{preset}: {contender} is off by {found:.1e} of the norm, allowed is {allowed:.1e}")
-    return errors
+    steps: dict[Contender, Step] = {}
+    notes: dict[Contender, dict[str, Any]] = {}
+    try:
+        exact = kind(PLAIN, preset, batch).double().gradients()
+        plain = {low: error(kind(Contender("plain", low), preset, batch).gradients(), exact) for low in (False, True)}
+    except Exception as failure:
+        return steps, {contender: {NOT_MEASURED: failed(failure)} for contender in contenders}
+    for contender in contenders:
+        try:
+            step = kind(contender, preset, batch)
+            found = error(step.gradients(), exact)
+        except Exception as failure:
+            notes[contender] = {NOT_MEASURED: failed(failure)}
+            continue
+        notes[contender] = {"error": f"{found:.1e}"}
+        allowed = 2 * plain[contender.bf16] + KINKS
+        if found <= allowed:
+            steps[contender] = step
+        else:
+            notes[contender][NOT_MEASURED] = off(found, allowed)
+    return steps, notes
 
 
 def peak_mib(kind: type[Step], contender: Contender, preset: str, batch: int, threads: int) -> float:
@@ -232,49 +248,67 @@ def product_gflops(rounds: int = 5) -> float:
     return 2 * 2048**3 / seconds / 1e9
 
 
-def measure(kind: type[Step], preset: str, batch: int, rounds: int, threads: int) -> list[Row]:
-    """The rows of a preset: one for the step of each contender, then the parts of those without bf16 or compilation."""
-    steps = {contender: kind(contender, preset, batch) for contender in (ON_GPU if on_gpu() else ON_CPU)}
-    errors = check_agreement(steps, preset, batch)
-    warm_up = WARM_UP if on_gpu() else 1  # a step on a CPU takes seconds
-    times = wall_times(steps, rounds, warm_up)
-    rows = []
-    for contender, step in steps.items():
-        ratios = list(map(truediv, times[PLAIN], times[contender]))
-        rows.append(
-            row(preset, batch, contender, "step", "step", times[contender])
-            | {
-                "faster": round(statistics.median(ratios), 2),
+class Measured:
+    """What is measured of a preset: the steps, and the parts of those without bf16 or compilation."""
+
+    def __init__(self, kind: type[Step], preset: str, batch: int, threads: int) -> None:
+        self.preset, self.batch = preset, batch
+        self.steps, self.notes = agreeing(kind, preset, batch, ON_GPU if on_gpu() else ON_CPU)
+        for contender, step in self.steps.items():
+            self.notes[contender] |= {
                 "peak_mib": round(peak_mib(kind, contender, preset, batch, threads), 1),
                 "gflop": "" if contender.compiled else round(gflop(step), 1),
-                "error": f"{errors[contender]:.1e}",
             }
-        )
-    timed: dict[Contender, list[dict[tuple[str, str], float]]] = {PLAIN: [], OURS: []}
-    for _ in range(rounds + 1):
-        for contender, found in timed.items():
-            found.append(steps[contender].parts())
-    for contender, found in timed.items():
-        for part, direction in found[0]:
-            values = [1000 * seconds[part, direction] for seconds in found[1:]]
-            rows.append(row(preset, batch, contender, part, direction, values))
-    return rows
+        self.times: dict[Contender, list[float]] = {contender: [] for contender in self.steps}
+        self.parts: dict[Contender, list[dict[tuple[str, str], float]]] = {
+            contender: [] for contender in (PLAIN, OURS) if contender in self.steps
+        }
+
+    def go_round(self, first: bool) -> None:
+        """Every step once, then their parts; the first time after steps that are not counted."""
+        warm_up = (WARM_UP if on_gpu() else 1) if first else 0  # a step on a CPU takes seconds
+        for contender, found in wall_times(self.steps, 1, warm_up).items():
+            self.times[contender] += found
+        for contender, timed in self.parts.items():
+            if first:
+                self.steps[contender].parts()
+            timed.append(self.steps[contender].parts())
+
+    def rows(self) -> list[Row]:
+        rows = []
+        for contender, note in self.notes.items():
+            head = self.row(contender, "step", "step")
+            if values := self.times.get(contender):
+                head |= spread(values)
+                if plain := self.times.get(PLAIN):
+                    head["faster"] = round(statistics.median(map(truediv, plain, values)), 2)
+            rows.append(head | note)
+        for contender, timed in self.parts.items():
+            for part, direction in timed[0]:
+                values = [1000 * seconds[part, direction] for seconds in timed]
+                rows.append(self.row(contender, part, direction) | spread(values))
+        return rows
+
+    def row(self, contender: Contender, part: str, direction: str) -> Row:
+        """Every column that is still empty too."""
+        empty = ("ms_p20", "ms_median", "ms_p80", "faster", "peak_mib", "gflop", "error", NOT_MEASURED)
+        head = {"preset": self.preset, "batch": self.batch, "contender": str(contender), "part": part}
+        return {**head, "pass": direction, **dict.fromkeys(empty, "")}
 
 
-def row(preset: str, batch: int, contender: Contender, part: str, direction: str, values: list[float]) -> Row:
+def spread(values: list[float]) -> Row:
     p20, p50, p80 = percentiles(values)
-    print(f"{preset:15}{contender!s:12}{part:25}{direction:10}{p50:9.1f} ms", flush=True)
-    return {
-        "preset": preset,
-        "batch": batch,
-        "contender": str(contender),
-        "part": part,
-        "pass": direction,
-        "ms_p20": round(p20, 2),
-        "ms_median": round(p50, 2),
-        "ms_p80": round(p80, 2),
-        **dict.fromkeys(("faster", "peak_mib", "gflop", "error"), ""),
-    }
+    return {"ms_p20": round(p20, 2), "ms_median": round(p50, 2), "ms_p80": round(p80, 2)}
+
+
+def measure(kind: type[Step], batches: Mapping[str, int], rounds: int, threads: int) -> Iterator[list[Row]]:
+    """The rows of all presets, after every round but the first those of the rounds so far."""
+    presets = [Measured(kind, preset, batch, threads) for preset, batch in batches.items()]
+    for number in range(rounds):
+        for preset in presets:
+            preset.go_round(first=number == 0)
+        if number:
+            yield [{**row, "rounds": number + 1} for preset in presets for row in preset.rows()]
 
 
 def table(task: TaskName, rows: list[Row]) -> str:
@@ -290,20 +324,24 @@ def table(task: TaskName, rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     steps = [r for r in rows if r["part"] == "step"]
-    plain_peak = {r["preset"]: r["peak_mib"] for r in steps if r["contender"] == "plain"}
+    plain_peak = {r["preset"]: r["peak_mib"] for r in steps if r["contender"] == str(PLAIN)}
     for r in steps:
-        faster = "" if r["contender"] == "plain" else f"**{r['faster']:.1f}x**"
+        if r[NOT_MEASURED]:
+            lines.append(f"| {r['preset']} | {r['batch']} | {r['contender']} | {r[NOT_MEASURED]} |" + " |" * 5)
+            continue
+        faster = f"**{r['faster']:.1f}x**" if r["faster"] and r["contender"] != str(PLAIN) else ""
+        part = f"{r['peak_mib'] / plain_peak[r['preset']]:.2f}" if plain_peak[r["preset"]] else ""
         lines.append(
             f"| {r['preset']} | {r['batch']} | {r['contender']} "
             f"| {r['ms_median']:.0f} ms ({r['ms_p20']:.0f} to {r['ms_p80']:.0f}) | {faster} "
-            f"| {r['peak_mib']:.0f} MiB | {r['peak_mib'] / plain_peak[r['preset']]:.2f} | {r['gflop']} | {r['error']} |"
+            f"| {r['peak_mib']:.0f} MiB | {part} | {r['gflop']} | {r['error']} |"
         )
     presets = list(plain_peak)
     lines += ["", "Milliseconds by part, ours / plain:", "", f"| part | pass | {' | '.join(presets)} |"]
     lines.append("|---|---|" + "---|" * len(presets))
-    ms = {(r["preset"], r["contender"], r["part"], r["pass"]): r["ms_median"] for r in rows}
+    ms = {(r["preset"], r["contender"], r["part"], r["pass"]): f"{r['ms_median']:.1f}" for r in rows if r["ms_median"]}
     for part, direction in dict.fromkeys((r["part"], r["pass"]) for r in rows if r["part"] != "step"):
-        cells = (f"{ms[p, 'ours', part, direction]:.1f} / {ms[p, 'plain', part, direction]:.1f}" for p in presets)
+        cells = (" / ".join(ms.get((p, str(c), part, direction), "-") for c in (OURS, PLAIN)) for p in presets)
         lines.append(f"| {part} | {direction} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -312,10 +350,13 @@ def main(kind: type[Step], batches: Mapping[str, int], quick: Mapping[str, int],
     """The command of a task: `batches` by preset on a CPU, and the small ones of --quick."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small batches and 3 rounds")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each step")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each step, at least 2")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="PyTorch's threads")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
+    for name, least in {"rounds": 2, "threads": 1}.items():
+        if getattr(arguments, name) < least:
+            parser.error(f"--{name}: got {getattr(arguments, name)}, expected at least {least}")
     torch.set_num_threads(arguments.threads)
     where = "cuda" if on_gpu() else "cpu"
     rounds = 3 if arguments.quick else arguments.rounds
@@ -327,15 +368,14 @@ def main(kind: type[Step], batches: Mapping[str, int], quick: Mapping[str, int],
         "threads": arguments.threads,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "rounds": rounds,
         "product_gflops": round(product_gflops()),
     }
     if arguments.quick:
         batches = quick
     elif on_gpu():
         batches = {preset: PRESETS[kind.task][preset].batch_size for preset in batches}
-    rows: list[Row] = []
-    for preset, batch in batches.items():
-        rows += measure(kind, preset, batch, rounds, arguments.threads)
-    rows = [{**r, **conditions} for r in rows]
-    write_results(f"{kind.task}-{where}", rows, table(kind.task, rows), arguments.out)
+    name = f"{kind.task}-{where}"
+    for rows in measure(kind, batches, rounds, arguments.threads):
+        rows = [{**row, **conditions} for row in rows]
+        write_rows(arguments.out / f"{name}.csv", rows)
+    write_results(name, rows, table(kind.task, rows), arguments.out)

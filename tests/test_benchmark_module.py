@@ -11,9 +11,9 @@ from benchmarks import __main__ as command
 from benchmarks import contenders, module, plots, report
 from benchmarks.conditions import read_rows, upsert
 from benchmarks.cost import Shape
-from benchmarks.gpu_record import NOT_MEASURED
 from benchmarks.measure import Rates, Sample, give_memory_back, resident_growth, samples
 from benchmarks.module import MEMORY, TIME, Case
+from benchmarks.reasons import NOT_MEASURED
 
 RATES = Rates(copy_bytes_per_s=1e9, flop_per_s=1e10)
 EAGER = ("torch", "reference", "slot-attention")

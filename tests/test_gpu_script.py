@@ -13,7 +13,8 @@ from slotattn_fast.kernels.launch import attend_config
 
 from benchmarks import contenders, gpu, gpu_once, gpu_prove, gpu_record, gpu_table, gpu_time, gpu_tune, measure
 from benchmarks.cost import WRITTEN
-from benchmarks.gpu_record import NOT_MEASURED, UNFINISHED, Found, is_done, load, run_parts
+from benchmarks.gpu_record import UNFINISHED, Found, is_done, load, run_parts
+from benchmarks.reasons import NOT_MEASURED
 
 HERE = {"gpu": "none", "commit": "a", "date": "today", "command": "this"}
 

@@ -9,10 +9,11 @@ import torch
 
 from benchmarks import gpu, gpu_steps, gpu_steps_table, measure
 from benchmarks.discovery import DiscoveryStep
-from benchmarks.gpu_record import NOT_MEASURED, UNFINISHED, Found
+from benchmarks.gpu_record import UNFINISHED, Found
 from benchmarks.gpu_steps import GraphedStep
 from benchmarks.gpu_steps_table import GRAPH, TARGETS
 from benchmarks.property import PropertyStep
+from benchmarks.reasons import NOT_MEASURED
 from benchmarks.training_step import Step
 from slotattn_fast.models.convolution import SameConvTranspose2d
 from slotattn_fast.train.config import PRESETS

@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 from slotattn_fast.kernels import slot_ops
 
 from benchmarks import gpu_tune_slots
-from benchmarks.gpu_record import NOT_MEASURED
+from benchmarks.reasons import NOT_MEASURED
 
 HERE = {"gpu": "none"}
 

@@ -1,0 +1,13 @@
+"""Why a measurement is missing: the column of a row, or the key of a result, and what it says."""
+
+NOT_MEASURED = "not measured"
+
+
+def failed(failure: Exception) -> str:
+    """One that could not be made."""
+    return f"{type(failure).__name__}: {failure}"[:500]
+
+
+def off(error: float, allowed: float) -> str:
+    """One of what is wrong, which is not timed."""
+    return f"off by {error:.1e} of the norm, and {allowed:.1e} is allowed"
