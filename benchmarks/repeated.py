@@ -1,0 +1,110 @@
+"""Whether a second run of the benchmarks found what the first did, within the spread that each states.
+
+    python -m benchmarks --out FIRST; python -m benchmarks --out SECOND
+    python -m benchmarks.repeated FIRST SECOND [--out benchmarks/results]
+
+Two timings agree where their 20th to 80th percentiles overlap. Compared are those of module.csv, discovery-cpu.csv and
+property-cpu.csv (or -cuda) that are in both. Writes repeated.md, which names those that do not agree.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .conditions import RESULTS, read_rows
+from .module import CSV, SIZES
+
+Row = Mapping[str, str]
+
+NAME = "repeated.md"
+STEP = ("device", "threads", "preset", "batch", "contender", "part", "pass")
+# By file: what tells a timing from the others, and the column of its ratio to another timing of the same rounds.
+FILES = {
+    CSV: (("device", "threads", "dtype", *SIZES, "pass", "contender"), "times_ours"),
+    **{f"{task}-{where}.csv": (STEP, "faster") for task in ("discovery", "property") for where in ("cpu", "cuda")},
+}
+
+
+class Twice(NamedTuple):
+    """A timing of both runs."""
+
+    first: Row
+    second: Row
+
+    def agrees(self) -> bool:
+        return max(float(row["ms_p20"]) for row in self) <= min(float(row["ms_p80"]) for row in self)
+
+    def change(self, column: str) -> float:
+        """The second's by the first's."""
+        return float(self.second[column]) / float(self.first[column])
+
+
+def both(first: Path, second: Path, key: Sequence[str]) -> list[Twice]:
+    """The timings that are in both files."""
+    one, other = (
+        {tuple(row[name] for name in key): row for row in read_rows(p) if row["ms_median"]} for p in (first, second)
+    )
+    return [Twice(row, other[which]) for which, row in one.items() if which in other]
+
+
+def table(first: Path, second: Path) -> str:
+    """Markdown. Raises FileNotFoundError where no timing is in both folders."""
+    lines = ["| file | timings | agree | medians, second by first | ratios, second by first |", "|---|---|---|---|---|"]
+    apart, conditions = [], []
+    for file, (key, ratio) in FILES.items():
+        found = both(first / file, second / file, key)
+        if not found:
+            continue
+        missed = [twice for twice in found if not twice.agrees()]
+        ratios = [twice.change(ratio) for twice in found if all(row[ratio] not in ("", "1", "1.0") for row in twice)]
+        medians = [twice.change("ms_median") for twice in found]
+        lines.append(f"| {file} | {len(found)} | {len(found) - len(missed)} | {_middle(medians)} | {_middle(ratios)} |")
+        apart += [
+            f"| {' '.join(t.first[name] for name in key[2:])} | {_ms(t.first)} | {_ms(t.second)} |" for t in missed
+        ]
+        row = found[0].second
+        conditions.append(f"{row['device']}, {row['threads']} threads, commit {row['commit']}, {row['date']}")
+    if not conditions:
+        raise FileNotFoundError(
+            f"{first}, {second}: no timing is in both, expected two folders of `python -m benchmarks`"
+        )
+    head = (
+        f"{conditions[0]}: two runs of `python -m benchmarks`, compared by `python -m benchmarks.repeated`. Two "
+        "timings agree where their 20th to 80th percentiles overlap. Of medians and ratios the middle 80 %."
+    )
+    if apart:
+        apart = ["", "| do not agree | first, ms | second, ms |", "|---|---|---|", *apart]
+    return "\n".join([head, "", *lines, *apart]) + "\n"
+
+
+def _middle(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    low, high = np.percentile(values, (10, 90))
+    return f"{low:.2f} to {high:.2f}"
+
+
+def _ms(row: Row) -> str:
+    low, middle, high = (f"{float(row[name]):.4g}" for name in ("ms_p20", "ms_median", "ms_p80"))
+    return f"{middle} ({low} to {high})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first", type=Path, help="folder of the first run's results")
+    parser.add_argument("second", type=Path, help="of the second run's")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the table")
+    given = parser.parse_args()
+    try:
+        text = table(given.first, given.second)
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    (given.out / NAME).write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
