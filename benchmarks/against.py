@@ -95,7 +95,8 @@ def packages(revision: str) -> Iterator[tuple[Path, Path]]:
     with tempfile.TemporaryDirectory() as folder:
         then, now = Path(folder) / "then", Path(folder) / "now"
         with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
-            archive.extractall(then, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.0 to 3.11.3 have none
+            archive.extractall(then)
         for name in FOLDERS:
             shutil.copytree(name, now / name, ignore=shutil.ignore_patterns("__pycache__"))
         for package in (then, now):

@@ -174,6 +174,7 @@ def pack(run: Path, archive: Path) -> None:
 def unpack(archive: Path, run: Path) -> None:
     """The reverse of `pack`, ready to go on."""
     with tarfile.open(archive) as file:
-        file.extractall(run, filter="data")
+        file.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.0 to 3.11.3 have none
+        file.extractall(run)
     for folder in ("checkpoints", "images", "tb"):
         (run / folder).mkdir(exist_ok=True)

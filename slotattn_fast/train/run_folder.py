@@ -35,8 +35,10 @@ def create(run: Path, config: TrainConfig, environment: dict[str, Any]) -> None:
         write_json(fresh / "env.json", environment)
         write_json(fresh / "config.json", {"format": FORMAT, **asdict(config)})
         fresh.rename(run)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         if run.exists():
             raise RunError(
                 f"{run}: exists already and is not overwritten; choose another --name, or continue it with "
@@ -63,6 +65,8 @@ def is_complete(run: Path) -> bool:
 
 def read_config(run: Path) -> TrainConfig:
     """The configuration of a run. Raises `RunError` for a folder that is missing, damaged or of another format."""
+    if run.exists() and not run.is_dir():
+        raise RunError(f"{run}: a file, expected the folder of a run; move it away, or name another")
     if not run.is_dir():
         raise RunError(f"{run}: no such run folder; `slotattn train discovery` or `property` makes one")
     values = read_json(run / "config.json")
