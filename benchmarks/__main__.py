@@ -5,6 +5,7 @@
     python -m benchmarks PART [PART ...]    some of it
     python -m benchmarks report             tables and plots of what is in module.csv, measuring nothing
     python -m benchmarks --against REV      the module now against that of a git revision; exits with 1 if it is slower
+    python -m benchmarks.repeated A B       whether the runs of these two folders agree within the spread they state
 
 Parts:
 """
