@@ -18,7 +18,7 @@ except ModuleNotFoundError as missing:
 
 import slotattn_fast
 from slotattn_fast.cli_data import DATA_COMMANDS, DataCommand, Generate, Prepare, run_data
-from slotattn_fast.cli_errors import UsageError
+from slotattn_fast.cli_errors import UsageError, one_line
 from slotattn_fast.cli_eval import Eval, Show, run_trained
 from slotattn_fast.cli_paper import Paper, run_paper
 from slotattn_fast.cli_train import Resume, Train, TrainDiscovery, TrainProperty
@@ -174,7 +174,6 @@ def _parse(arguments: list[str]) -> Command:
     app.command(name="show")(Show)
     app.command(name="paper")(Paper)
     app.command(name="info")(Info)
-    # tyro draws a box with a title round an error message, or only rules on a plain terminal: keep the words.
     boxes = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxes):
@@ -182,9 +181,8 @@ def _parse(arguments: list[str]) -> Command:
     except SystemExit as end:
         if not end.code:
             raise
-        lines = [line.strip(" │╭╮╰╯─") for line in boxes.getvalue().splitlines()]
-        _title, *message = [line for line in lines if line.strip("-")]
-        raise UsageError(" ".join(message)) from None
+        names = {"train", "discovery", "property", "resume", "data", *DATA_COMMANDS, "eval", "show", "paper", "info"}
+        raise UsageError(one_line(boxes.getvalue(), arguments, names)) from None
 
 
 if __name__ == "__main__":
