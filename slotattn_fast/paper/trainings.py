@@ -54,7 +54,7 @@ def training_of(arm: Arm, scale: Scale, data: Path | None = None) -> Training:
 
 
 def _value(config: TrainConfig, key: str) -> Any:
-    return getattr(config, key) if key in _RUN_FIELDS else config.model.get(key)
+    return getattr(config, key) if key in _RUN_FIELDS else config.model.get(key, _default(config, key))
 
 
 def _image_size(config: TrainConfig) -> int:
