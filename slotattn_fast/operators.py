@@ -2,6 +2,9 @@
 
 A backend is a module with `forward_outputs`, `forward` and `backward`: `torch_backend` or `triton_backend`. What its
 forward pass returns besides the slots is kept for its backward pass.
+
+PyTorch takes longer to dispatch an operator of Python's, forward and backward, than a backend takes to launch an
+iteration's kernels. So where nobody has to see the operator, its functions are called without it (`_direct`).
 """
 
 from collections.abc import Callable
@@ -11,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.nn import Parameter
 
 from . import slot_update
 from .kernels.arguments import Projections, Settings, Weights
@@ -32,7 +37,10 @@ def run(
 
     Differentiable, a second time by `composite`.
     """
-    forward = getattr(torch.ops.slotattn_fast, f"{backend}_forward")
+    if _direct(inputs, slots, w.query):
+        forward = _FUNCTIONS[backend].apply
+    else:
+        forward = getattr(torch.ops.slotattn_fast, f"{backend}_forward")
     states, sums, *_ = forward(inputs, slots, mask, slot_mask, *w, *s)
     return states.to(slots.dtype, copy=True), sums  # the operator's own slots are kept for the backward pass
 
@@ -58,7 +66,15 @@ def absorb(p: Projections, heads: int, scale: float) -> tuple[Tensor, Tensor, Te
     """`slot_update.absorb` by a kernel, where the kernels over the slots serve these widths; differentiable, twice."""
     if p.after is None or not update_serves(p.to_q.shape[1], p.to_k.shape[1], None, heads):
         return slot_update.absorb(p, heads, scale)
-    return torch.ops.slotattn_fast.triton_absorb(*p, heads, scale)
+    take = _Absorb.apply if _direct(p.to_q) else torch.ops.slotattn_fast.triton_absorb
+    return take(*p, heads, scale)
+
+
+def _direct(*tensors: Tensor) -> bool:
+    """Whether nobody has to see an operator: no compiler, no dispatch mode, and tensors of PyTorch's with data."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all((type(x) is Tensor or type(x) is Parameter) and not x.is_meta for x in tensors)
 
 
 def _weights_and_settings(arguments: tuple[Any, ...]) -> tuple[Weights, Settings]:
@@ -69,8 +85,8 @@ def _module(backend: str) -> ModuleType:
     return import_module(f".{backend}_backend", __package__)  # on demand: not everyone has Triton
 
 
-def _register(backend: str, kept: tuple[str, ...]) -> None:
-    """Defines slotattn_fast::<backend>_forward and _backward.
+def _register(backend: str, kept: tuple[str, ...]) -> type[Function]:
+    """Defines slotattn_fast::<backend>_forward and _backward; returns the same without the operators.
 
     The latter returns the gradients to the inputs (empty if not needed), the initial slots and every weight there is.
     """
@@ -82,7 +98,6 @@ def _register(backend: str, kept: tuple[str, ...]) -> None:
     )
     num_saved = 4 + 1 + len(kept)  # inputs, slots, both masks, states and what else is kept
 
-    @torch.library.impl(forward_name, "CompositeExplicitAutograd")
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         with torch.no_grad():
             return _module(backend).forward(*arguments[:4], *_weights_and_settings(arguments[4:]))
@@ -91,7 +106,6 @@ def _register(backend: str, kept: tuple[str, ...]) -> None:
     def forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
         return _module(backend).forward_outputs(*arguments[:2], *_weights_and_settings(arguments[4:]))
 
-    @torch.library.impl(backward_name, "CompositeExplicitAutograd")
     def backward(d_states: Tensor, *arguments: Any) -> list[Tensor]:
         inputs, saved, (w, s) = arguments[0], arguments[:num_saved], _weights_and_settings(arguments[num_saved:-1])
         # A backward pass may be run under autocast, which must not reach the arithmetic here.
@@ -112,6 +126,7 @@ def _register(backend: str, kept: tuple[str, ...]) -> None:
         w, ctx.s = _weights_and_settings(inputs[4:])
         ctx.save_for_backward(*inputs[:4], *output, *w)
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)  # no zeros in the place of what has no gradient
 
     def differentiate(ctx: Any, d_states: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         every = ctx.saved_tensors  # once: under torch.utils.checkpoint, a second time would be an error
@@ -126,13 +141,27 @@ def _register(backend: str, kept: tuple[str, ...]) -> None:
 
             grads = gradients_of(again, tensors, needs, (d_states,), torch.is_grad_enabled())
         else:
-            outputs = getattr(torch.ops.slotattn_fast, f"{backend}_backward")(
-                d_states, *saved, *weights, *ctx.s, needs[0]
-            )
+            operator = getattr(torch.ops.slotattn_fast, f"{backend}_backward")
+            take = backward if _direct(d_states, *saved[:2]) else operator
+            outputs = take(d_states, *saved, *weights, *ctx.s, needs[0])
             grads = _placed(outputs, tensors, needs)
         return *grads[:2], None, None, *grads[2:], *[None] * len(ctx.s)
 
+    torch.library.impl(forward_name, "CompositeExplicitAutograd", forward)
+    torch.library.impl(backward_name, "CompositeExplicitAutograd", backward)
     torch.library.register_autograd(forward_name, differentiate, setup_context=setup_context)
+    return _function(forward, setup_context, differentiate)
+
+
+# `setup_context` is called by hand, as PyTorch binds the arguments of a Function that has one by their names, slowly.
+def _function(forward: Callable[..., Any], setup_context: Callable[..., Any], backward: Callable[..., Any]) -> Any:
+    def forward_and_setup(ctx: Any, *inputs: Any) -> Any:
+        output = forward(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
+
+    parts = {"forward": staticmethod(forward_and_setup), "backward": staticmethod(backward)}
+    return type("Direct", (Function,), parts)
 
 
 def gradients_of(
@@ -167,8 +196,7 @@ def composite_is_due(d_output: Tensor) -> bool:
     return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(d_output)
 
 
-for _backend, _kept in KEPT.items():
-    _register(_backend, _kept)
+_FUNCTIONS = {backend: _register(backend, kept) for backend, kept in KEPT.items()}
 
 
 # The kernels' attention maps; their gradient, which hardly anyone asks for, is that of the torch backend's.
@@ -221,7 +249,6 @@ torch.library.define(
 )
 
 
-@torch.library.impl("slotattn_fast::triton_absorb", "CompositeExplicitAutograd")
 def _absorb(*arguments: Any) -> tuple[Tensor, ...]:
     return import_module(".kernels.slot_ops", __package__).absorb(Projections(*arguments[:-2]), *arguments[-2:])
 
@@ -233,7 +260,6 @@ def _absorb_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return p.to_q.new_empty(D, E), p.to_q.new_empty(E), p.to_q.new_empty(E, V)
 
 
-@torch.library.impl("slotattn_fast::triton_absorb_backward", "CompositeExplicitAutograd")
 def _absorb_backward(*arguments: Any) -> list[Tensor]:
     p = Projections(*arguments[3:-2])
     grads = import_module(".kernels.slot_ops", __package__).absorb_backward(*arguments[:3], p, *arguments[-2:])
@@ -258,10 +284,14 @@ def _absorb_differentiate(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor | None, 
             return slot_update.absorb(Projections(*projections), ctx.heads, ctx.scale)
 
         return *gradients_of(again, saved, needs, d_outputs, torch.is_grad_enabled()), None, None
-    grads = torch.ops.slotattn_fast.triton_absorb_backward(*d_outputs, *saved, ctx.heads, ctx.scale)
+    take = _absorb_backward if _direct(*d_outputs) else torch.ops.slotattn_fast.triton_absorb_backward
+    grads = take(*d_outputs, *saved, ctx.heads, ctx.scale)
     return *_placed(grads, saved, needs), None, None
 
 
+torch.library.impl("slotattn_fast::triton_absorb", "CompositeExplicitAutograd", _absorb)
+torch.library.impl("slotattn_fast::triton_absorb_backward", "CompositeExplicitAutograd", _absorb_backward)
 torch.library.register_autograd(
     "slotattn_fast::triton_absorb", _absorb_differentiate, setup_context=_absorb_setup_context
 )
+_Absorb = _function(_absorb, _absorb_setup_context, _absorb_differentiate)
