@@ -4,7 +4,8 @@
     python -m benchmarks.repeated FIRST SECOND [--out benchmarks/results]
 
 Two timings agree where their 20th to 80th percentiles overlap. Compared are those of module.csv, discovery-cpu.csv and
-property-cpu.csv (or -cuda) that are in both. Writes repeated.md, which names those that do not agree.
+property-cpu.csv (or -cuda) that are in both. Writes repeated.md, which names those that do not agree, and tells the
+rates of the machine in both runs: where these differ, so do the times.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from .module import CSV, SIZES
 Row = Mapping[str, str]
 
 NAME = "repeated.md"
+RATES = ("copy_gb_per_s", "product_gflop_per_s")
 STEP = ("device", "threads", "preset", "batch", "contender", "part", "pass")
 # By file: what tells a timing from the others, and the column of its ratio to another timing of the same rounds.
 FILES = {
@@ -53,7 +55,7 @@ def both(first: Path, second: Path, key: Sequence[str]) -> list[Twice]:
 def table(first: Path, second: Path) -> str:
     """Markdown. Raises FileNotFoundError where no timing is in both folders."""
     lines = ["| file | timings | agree | medians, second by first | ratios, second by first |", "|---|---|---|---|---|"]
-    apart, conditions = [], []
+    apart, conditions, rates = [], [], ""
     for file, (key, ratio) in FILES.items():
         found = both(first / file, second / file, key)
         if not found:
@@ -66,6 +68,9 @@ def table(first: Path, second: Path) -> str:
             f"| {' '.join(t.first[name] for name in key[2:])} | {_ms(t.first)} | {_ms(t.second)} |" for t in missed
         ]
         row = found[0].second
+        if file == CSV:
+            copy, product = (" and ".join(f"{float(x[rate]):.0f}" for x in found[0]) for rate in RATES)
+            rates = f"Copy {copy} GB/s, matrix product {product} GFLOP/s. "
         conditions.append(f"{row['device']}, {row['threads']} threads, commit {row['commit']}, {row['date']}")
     if not conditions:
         raise FileNotFoundError(
@@ -73,7 +78,7 @@ def table(first: Path, second: Path) -> str:
         )
     head = (
         f"{conditions[0]}: two runs of `python -m benchmarks`, compared by `python -m benchmarks.repeated`. Two "
-        "timings agree where their 20th to 80th percentiles overlap. Of medians and ratios the middle 80 %."
+        f"timings agree where their 20th to 80th percentiles overlap. {rates}Of medians and ratios the middle 80 %."
     )
     if apart:
         apart = ["", "| do not agree | first, ms | second, ms |", "|---|---|---|", *apart]

@@ -15,13 +15,14 @@ HEAD = {**CONDITIONS, "dtype": "float32", **dict.fromkeys(SIZES, 4), "pass": "fo
 
 def timing(contender: str, p20: float, median: float, p80: float, times_ours: float) -> dict[str, object]:
     spread = {"ms_p20": p20, "ms_median": median, "ms_p80": p80}
-    return {**HEAD, "contender": contender, **spread, "times_ours": times_ours}
+    rates = {"copy_gb_per_s": 30.2, "product_gflop_per_s": 180}
+    return {**HEAD, "contender": contender, **spread, "times_ours": times_ours, **rates}
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> tuple[Path, Path]:
     first, second = tmp_path / "first", tmp_path / "second"
-    missing = {**HEAD, "contender": "triton", **dict.fromkeys(("ms_p20", "ms_median", "ms_p80", "times_ours"), "")}
+    missing = dict.fromkeys(timing("triton", 1, 1, 1, 1), "") | HEAD | {"contender": "triton"}
     for folder, rows in (
         (first, [timing("torch", 1, 2, 3, 1), timing("reference", 4, 5, 6, 2.5), timing("compiled", 4, 4, 4, 2)]),
         (second, [timing("torch", 3, 4, 5, 1), timing("reference", 6.5, 7.5, 8, 3), timing("only here", 1, 1, 1, 1)]),
@@ -39,6 +40,7 @@ def test_what_is_in_both_is_compared(
     text = (tmp_path / "repeated.md").read_text()
     assert text in capsys.readouterr().out
     assert text.startswith("some CPU, 2 threads, commit abc, 2026-01-01: two runs of ")
+    assert "Copy 30 and 30 GB/s, matrix product 180 and 180 GFLOP/s. " in text
     assert "| module.csv | 2 | 1 | 1.55 to 1.95 | 1.20 to 1.20 |" in text  # of 2 and 1.5; of 3 by 2.5
     apart = text.split("do not agree")[1]
     assert "reference | 5 (4 to 6) | 7.5 (6.5 to 8) |" in apart
