@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from .conditions import RESULTS
+from .conditions import RESULTS, command, made
 
 QUICK_OUT = Path("build/benchmarks")
 
@@ -58,7 +58,7 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help="see above (default: all)")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds, nothing compiled")
-    parser.add_argument("--out", type=Path, help=f"folder of the results (default {RESULTS}, with --quick {QUICK_OUT})")
+    parser.add_argument("--out", type=made, help=f"folder of the results (default {RESULTS}, with --quick {QUICK_OUT})")
     parser.add_argument("--against", metavar="REV", help="compare the module with that of this git revision")
     given = parser.parse_args()
     if unknown := [name for name in given.parts if name not in PARTS]:
@@ -76,12 +76,11 @@ def main() -> None:
 
 def run(names: list[str], quick: bool, out: Path) -> int:
     """Runs the parts one after the other; 1 if one of them failed."""
-    out.mkdir(parents=True, exist_ok=True)
     failed = []
-    for name, command in commands(names, quick).items():
+    for name, arguments in commands(names, quick).items():
         print(f"== {name}", flush=True)
         began = time.monotonic()
-        code = subprocess.call([sys.executable, "-m", *command, "--out", str(out)])
+        code = subprocess.call([sys.executable, "-m", *arguments, "--out", str(out)])
         outcome = "done" if code == 0 else f"failed with {code}"
         print(f"== {name}: {outcome}, {time.monotonic() - began:.0f} s", flush=True)
         if code:
@@ -105,4 +104,4 @@ def commands(names: list[str], quick: bool) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

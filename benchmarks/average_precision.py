@@ -16,14 +16,13 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.conditions import RESULTS, commit, today, write_results
+from benchmarks.conditions import RESULTS, command, commit, made, today, write_results
 from slotattn_fast.data.clevr_published import MAX_OBJECTS, MIN_OBJECTS, PROPERTIES
 from slotattn_fast.data.properties import properties_of, targets_of
 from slotattn_fast.metrics.average_precision import THRESHOLDS, average_precision
@@ -148,7 +147,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of PyTorch")
     parser.add_argument("--images", type=int, default=15_000, help="images of the larger measurement")
     parser.add_argument("--plain-images", type=int, default=500, help="images of that with plain loops")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     conditions = {
@@ -165,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -1,14 +1,17 @@
-"""Where and with what a benchmark ran, and how its table gets into README.md."""
+"""Where and with what a benchmark ran, its files of results, and how its table gets into README.md."""
 
 import csv
 import io
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from slotattn_fast.atomic import atomic_write
+from slotattn_fast.lock import locked
 
 RESULTS, README = Path("benchmarks/results"), Path("README.md")
 
@@ -28,6 +31,25 @@ def today() -> str:
     return date.today().isoformat()
 
 
+def made(text: str) -> Path:
+    """The folder of --out, which is made if it is not there."""
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentTypeError(f"got {text}, expected a folder that can be made ({error.strerror})") from error
+    return path
+
+
+def command(main: Callable[[], None]) -> None:
+    """Runs `main`; interrupted, it ends with 130 and a line, and what is in the files stays."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted; what was measured before is in the files", file=sys.stderr)
+        sys.exit(130)
+
+
 def write_results(name: str, rows: list[dict[str, Any]], table: str, folder: Path) -> None:
     """Writes the rows as folder/NAME.csv and the table as folder/NAME.md and, if that is RESULTS, into README.md."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,12 +61,17 @@ def write_results(name: str, rows: list[dict[str, Any]], table: str, folder: Pat
 
 
 def upsert(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) -> None:
-    """Puts rows into a CSV file, each in place of the one with the same values of `key`, in one step."""
+    """Puts rows into a CSV file, each in place of the one with the same values of `key`, in one step.
+
+    Several processes may write to the file. Ends the program where the file is damaged.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(rows[0])
-    kept = {tuple(row[k] for k in key): {name: row.get(name, "") for name in columns} for row in read_rows(path)}
-    kept |= {tuple(str(row[name]) for name in key): {name: _short(row[name]) for name in row} for row in rows}
-    write_rows(path, list(kept.values()))
+    with locked(path.with_name(".lock"), None):
+        before = read_rows(path, key)
+        kept = {tuple(row[k] for k in key): {name: row.get(name, "") for name in columns} for row in before}
+        kept |= {tuple(str(row[name]) for name in key): {name: _short(row[name]) for name in row} for row in rows}
+        write_rows(path, list(kept.values()))
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -57,12 +84,21 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         file.write(text.getvalue().encode())
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Of a CSV file; none if it is not there."""
+def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Of a CSV file; none if it is not there. Ends the program where it is damaged or lacks one of the columns."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows, found = list(reader), reader.fieldnames or ()
+    except (ValueError, csv.Error) as error:
+        sys.exit(f"{path}: damaged ({error}); move it away, and the next run writes a new one")
+    if missing := [name for name in needed if name not in found]:
+        sys.exit(f"{path}: has no column {', '.join(missing)}; move it away, and the next run writes a new one")
+    if any(None in row or None in row.values() for row in rows):
+        sys.exit(f"{path}: damaged (a row of another length); move it away, and the next run writes a new one")
+    return rows
 
 
 def _short(value: Any) -> Any:

@@ -30,7 +30,7 @@ import torch
 from tfrecord.reader import example_loader
 from tfrecord.writer import TFRecordWriter
 
-from benchmarks.conditions import RESULTS, commit, today, write_results
+from benchmarks.conditions import RESULTS, command, commit, made, today, write_results
 from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.data.feed import feed
 from slotattn_fast.data.generated import sampler
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="an eighth of the scenes and one round")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each measurement")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of drawing and feeding")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
     rounds, one_in = (1, QUICK) if arguments.quick else (arguments.rounds, 1)
     conditions = {
@@ -236,4 +236,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from slotattn_fast.reference import AutoEncoder
 from torch import Tensor, nn
 
+from benchmarks.conditions import command
 from benchmarks.training_step import Call, Step, main, to_images
 from slotattn_fast.mixture import reconstruction_loss
 from slotattn_fast.models.discovery import ObjectDiscovery
@@ -50,4 +51,4 @@ class DiscoveryStep(Step):
 
 
 if __name__ == "__main__":
-    main(DiscoveryStep, BATCHES, QUICK_BATCHES, __doc__)
+    command(lambda: main(DiscoveryStep, BATCHES, QUICK_BATCHES, __doc__))

@@ -14,7 +14,6 @@ import argparse
 import platform
 import statistics
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from benchmarks.conditions import RESULTS, commit, today, write_results
+from benchmarks.conditions import RESULTS, command, commit, made, today, write_results
 from benchmarks.measure import Call, captured, device_name, on_gpu, wall_times
 from slotattn_fast.matching import match
 
@@ -98,7 +97,7 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each measurement")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = "gpu" if on_gpu() else "cpu"
@@ -116,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import contenders
-from .conditions import RESULTS, commit, today, upsert
+from .conditions import RESULTS, command, commit, made, today, upsert
 from .contenders import NAMES, OURS, PASSES, agreeing, problem
 from .cost import Shape
 from .measure import (
@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--sweeps", type=int, default=3, help="how often to go through all shapes")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each call in a sweep, at least 2")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="PyTorch's threads")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
     given = parser.parse_args()
     for name, least in {"rounds": 2, "threads": 1, "sweeps": 1}.items():
         if getattr(given, name) < least:
@@ -315,4 +315,4 @@ def described(each: Row) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

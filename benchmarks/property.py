@@ -18,6 +18,7 @@ from slotattn_fast.reference import SetPredictor
 from slotattn_fast.reference.set_prediction import set_loss as plain_set_loss
 from torch import Tensor, nn
 
+from benchmarks.conditions import command
 from benchmarks.training_step import Call, Step, main, to_images
 from slotattn_fast.data.clevr_published import MAX_OBJECTS, MIN_OBJECTS, PROPERTIES
 from slotattn_fast.data.properties import ATTRIBUTES, COORDS_LIMIT, targets_of
@@ -87,4 +88,4 @@ def clearness(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    main(PropertyStep, BATCHES, QUICK_BATCHES, __doc__)
+    command(lambda: main(PropertyStep, BATCHES, QUICK_BATCHES, __doc__))

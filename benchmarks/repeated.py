@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .conditions import RESULTS, read_rows
+from .conditions import RESULTS, command, made, read_rows
 from .module import CSV, SIZES
 
 Row = Mapping[str, str]
@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", type=Path, help="folder of the first run's results")
     parser.add_argument("second", type=Path, help="of the second run's")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the table")
+    parser.add_argument("--out", type=made, default=RESULTS, help="folder of the table")
     given = parser.parse_args()
     try:
         text = table(given.first, given.second)
@@ -112,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

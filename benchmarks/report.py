@@ -10,18 +10,21 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .conditions import RESULTS, put_into_readme, read_rows
+from .conditions import RESULTS, command, made, put_into_readme, read_rows
 from .contenders import NAMES, OURS, PASSES, label
-from .module import CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, MEMORY, QUICK_SHAPES, TIME
+from .module import CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, KEY, MEMORY, QUICK_SHAPES, TIME
 from .plots import plot
 from .reasons import NOT_MEASURED
 
 Row = dict[str, str]
 
+COLUMNS = (*KEY, "where", "date", "ms_median", "peak_mib", "sweeps", NOT_MEASURED)
+"""Of the file; one of an older version may lack some."""
+
 
 def report(folder: Path) -> list[Path]:
     """Writes all that the rows give; returns the files."""
-    rows, written = read_rows(folder / CSV), []
+    rows, written = read_rows(folder / CSV, COLUMNS), []
     for where in ("cpu", "cuda"):
         here = newest([row for row in rows if row["where"] == where])
         if not here:
@@ -143,11 +146,14 @@ def _memory(row: Row | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of module.csv and of what is made of it")
+    parser.add_argument("--out", type=made, default=RESULTS, help="folder of module.csv and of what is made of it")
     given = parser.parse_args()
-    for file in report(given.out):
+    written = report(given.out)
+    for file in written:
         print(file)
+    if not written:
+        print(f"{given.out / CSV}: nothing to report; `python -m benchmarks` measures")
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -25,14 +25,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from operator import truediv
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.conditions import RESULTS, commit, today, write_results, write_rows
+from benchmarks.conditions import RESULTS, commit, made, today, write_results, write_rows
 from benchmarks.measure import (
     WARM_UP,
     device_name,
@@ -352,7 +351,7 @@ def main(kind: type[Step], batches: Mapping[str, int], quick: Mapping[str, int],
     parser.add_argument("--quick", action="store_true", help="small batches and 3 rounds")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each step, at least 2")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="PyTorch's threads")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
     for name, least in {"rounds": 2, "threads": 1}.items():
         if getattr(arguments, name) < least:

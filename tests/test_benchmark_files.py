@@ -1,0 +1,75 @@
+"""The files of results: what is damaged is told, what is interrupted is kept, several processes may write at once."""
+
+import multiprocessing
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import conditions, module, report
+from benchmarks.conditions import read_rows, upsert
+
+KEY = ("which",)
+DAMAGED = {
+    "bytes": (b"which,ms\n\x97\xff,1\n", "damaged ('utf-8' codec"),
+    "quotes": (b'which,ms\n"a,1\n', "damaged (unexpected end of data)"),
+    "short": (b"which,ms\na\n", "damaged (a row of another length)"),
+    "long": (b"which,ms\na,1,2\n", "damaged (a row of another length)"),
+    "other": (b"what,ms\na,1\n", "has no column which"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_file_is_told_and_stays(kind: str, tmp_path: Path) -> None:
+    content, message = DAMAGED[kind]
+    path = tmp_path / "module.csv"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as end:
+        upsert(path, [{"which": "b", "ms": 2}], KEY)
+    assert str(end.value).startswith(f"{path}: {message}")
+    assert str(end.value).endswith("; move it away, and the next run writes a new one")
+    assert path.read_bytes() == content
+
+
+def _write(path: Path, writer: int) -> None:
+    for number in range(20):
+        upsert(path, [{"which": f"{writer}-{number}", "ms": number}], KEY)
+
+
+def test_processes_that_write_at_once_lose_no_row(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write, args=(tmp_path / "some.csv", writer)) for writer in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(read_rows(tmp_path / "some.csv", KEY)) == 60
+
+
+@pytest.mark.parametrize("main", [benchmarks.main, report.main, module.main], ids=["all", "report", "module"])
+def test_results_need_a_folder(
+    main: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    part = ["memory"] if main is module.main else []
+    monkeypatch.setattr(sys, "argv", ["benchmark", *part, "--out", str(tmp_path / "file")])
+    with pytest.raises(SystemExit):
+        main()  # type: ignore[operator]
+    assert "--out: got " in capsys.readouterr().err
+
+
+def test_interrupted_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        conditions.command(main)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted; what was measured before is in the files\n"
+
+
+def test_nothing_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["report", "--out", str(tmp_path)])
+    report.main()
+    assert "module.csv: nothing to report; `python -m benchmarks` measures" in capsys.readouterr().out
