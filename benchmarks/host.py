@@ -1,0 +1,134 @@
+"""The time that the CPU takes to launch a call of the Triton backend, without a GPU.
+
+    python -m benchmarks.host [--rounds 200] [--out benchmarks/results]
+
+On a GPU an eager call waits for this more than for its kernels (gpu-time.md). Here all of it runs but the kernels: what
+Triton does before a launch too, up to the driver, which launches nothing. PyTorch's own operators do compute, on a CPU,
+and so does the reference, which is timed in turns for comparison; the sizes are so small that both mostly wait for
+Python. Times are the process's CPU time, medians with the 20th and 80th percentile. Writes host-cpu.csv and .md.
+"""
+
+import argparse
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from .conditions import RESULTS, command, commit, made, today, write_results
+from .contenders import PASSES, make, problem
+from .measure import device_name, percentiles, samples
+from .module import shape_of
+
+SIZES = (2, 32, 7)  # B, N, K
+DTYPES = (torch.bfloat16, torch.float32)
+OURS, REFERENCE = "ours: triton", "reference"
+
+
+class _Kernel:
+    """A compiled kernel that is launched without effect."""
+
+    function = packed_metadata = None
+
+    def launch_metadata(self, *arguments: Any) -> None:
+        return None
+
+    def run(self, *arguments: Any) -> None:
+        return None
+
+
+class _Driver:
+    """Of an H100, as far as a launch asks."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """While entered, calls on CPU tensors take the Triton backend, whose kernels do nothing. Not in the interpreter."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    from slotattn_fast import functional
+
+    def compiled(function: Any, key: Any, *arguments: Any, **options: Any) -> _Kernel:
+        kernel = function.device_caches[0][0][key] = _Kernel()
+        return kernel
+
+    chosen = functional.Backend("triton", "its launches are timed")
+    with (
+        patch.object(JITFunction, "_do_compile", compiled),
+        patch.object(functional, "explain_backend", lambda *arguments, **options: chosen),
+        patch.object(driver, "_active", _Driver()),
+    ):
+        yield
+
+
+def measure(which: str, dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
+    """A row for ours and for the reference."""
+    given = problem(shape_of(*SIZES, dtype), which)
+    calls = {OURS: make("torch", given), REFERENCE: make("reference", given)}  # but ours takes Triton's, here:
+    with without_kernels():
+        found = samples(calls, rounds)
+    rows = []
+    for name, timed in found.items():
+        p20, p50, p80 = (round(value, 3) for value in percentiles([sample.cpu_ms for sample in timed]))
+        head = {"dtype": str(dtype).removeprefix("torch."), "pass": which, "contender": name}
+        rows.append({**head, "ms_p20": p20, "ms_median": p50, "ms_p80": p80})
+        print(f"{head['dtype']:10}{which:18}{name:15}{p50:8.3f} ms", flush=True)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    first = rows[0]
+    lines = [
+        f"{first['device']}, 1 thread, torch {first['torch']}, Triton {first['triton']}, Python {first['python']}, "
+        f"medians of {first['rounds']} interleaved rounds (20th to 80th percentile), commit {first['commit']}, "
+        f"{first['date']}: `python -m benchmarks.host`, benchmarks/results/host-cpu.csv.",
+        "",
+        "| dtype | pass | | CPU time of a call, its kernels left out |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        time = f"{row['ms_median']:.2f} ms ({row['ms_p20']:.2f} to {row['ms_p80']:.2f})"
+        lines.append(f"| {row['dtype']} | {row['pass']} | {row['contender']} | {time} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    import triton
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200, help="timed rounds, at least 2")
+    parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
+    given = parser.parse_args()
+    if given.rounds < 2:
+        parser.error(f"--rounds: got {given.rounds}, expected at least 2")
+    torch.set_num_threads(1)
+    conditions = {
+        "device": device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+        "rounds": given.rounds,
+        "commit": commit(),
+        "date": today(),
+    }
+    rows = [row for dtype in DTYPES for which in PASSES for row in measure(which, dtype, given.rounds)]
+    rows = [{**row, **conditions} for row in rows]
+    write_results("host-cpu", rows, table(rows), given.out)
+
+
+if __name__ == "__main__":
+    command(main)

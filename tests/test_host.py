@@ -1,0 +1,43 @@
+"""The launching time of a call: Triton's kernels are all reached and none runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.conditions import read_rows
+
+COUNTED = """
+import torch
+from benchmarks import contenders, host, module
+
+launched = []
+host._Kernel.run = lambda self, *arguments: launched.append(1)
+call = contenders.make("torch", contenders.problem(module.shape_of(*host.SIZES, torch.float32), "forward+backward"))
+with host.without_kernels():
+    call()
+print(len(launched))
+"""
+
+
+def compiled(*arguments: str) -> str:
+    """What a process prints in which Triton does not interpret."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_kernel_is_launched() -> None:
+    # The projections, and the first query and their gradients; forward and backward, T times inputs and slots.
+    assert compiled("-c", COUNTED).split() == [str(2 + 2 + 4 * 3)]
+
+
+def test_rows_and_table(tmp_path: Path) -> None:
+    printed = compiled("-m", "benchmarks.host", "--rounds", "2", "--out", str(tmp_path))
+    rows = read_rows(tmp_path / "host-cpu.csv")
+    assert [(row["dtype"], row["pass"]) for row in rows[::2]] == [
+        (dtype, which) for dtype in ("bfloat16", "float32") for which in ("forward", "forward+backward")
+    ]
+    assert all(0 < float(row["ms_p20"]) <= float(row["ms_median"]) <= float(row["ms_p80"]) for row in rows)
+    assert (tmp_path / "host-cpu.md").read_text() in printed
