@@ -150,18 +150,20 @@ def _register(backend: str, kept: tuple[str, ...]) -> type[Function]:
     torch.library.impl(forward_name, "CompositeExplicitAutograd", forward)
     torch.library.impl(backward_name, "CompositeExplicitAutograd", backward)
     torch.library.register_autograd(forward_name, differentiate, setup_context=setup_context)
-    return _function(forward, setup_context, differentiate)
+    return _function("SlotAttention", forward, setup_context, differentiate)
 
 
 # `setup_context` is called by hand, as PyTorch binds the arguments of a Function that has one by their names, slowly.
-def _function(forward: Callable[..., Any], setup_context: Callable[..., Any], backward: Callable[..., Any]) -> Any:
+def _function(
+    name: str, forward: Callable[..., Any], setup_context: Callable[..., Any], backward: Callable[..., Any]
+) -> Any:
     def forward_and_setup(ctx: Any, *inputs: Any) -> Any:
         output = forward(*inputs)
         setup_context(ctx, inputs, output)
         return output
 
     parts = {"forward": staticmethod(forward_and_setup), "backward": staticmethod(backward)}
-    return type("Direct", (Function,), parts)
+    return type(name, (Function,), parts)
 
 
 def gradients_of(
@@ -294,4 +296,4 @@ torch.library.impl("slotattn_fast::triton_absorb_backward", "CompositeExplicitAu
 torch.library.register_autograd(
     "slotattn_fast::triton_absorb", _absorb_differentiate, setup_context=_absorb_setup_context
 )
-_Absorb = _function(_absorb, _absorb_setup_context, _absorb_differentiate)
+_Absorb = _function("AbsorbedProjections", _absorb, _absorb_setup_context, _absorb_differentiate)
