@@ -17,9 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from .conditions import RESULTS, command, made
-
-QUICK_OUT = Path("build/benchmarks")
+from .conditions import QUICK_RESULTS, RESULTS, command, made
 
 
 class Part(NamedTuple):
@@ -58,16 +56,16 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help="see above (default: all)")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds, nothing compiled")
-    parser.add_argument("--out", type=made, help=f"folder of the results (default {RESULTS}, with --quick {QUICK_OUT})")
+    parser.add_argument("--out", type=made, help=f"folder of the results (default {RESULTS}, --quick: {QUICK_RESULTS})")
     parser.add_argument("--against", metavar="REV", help="compare the module with that of this git revision")
     given = parser.parse_args()
     if unknown := [name for name in given.parts if name not in PARTS]:
         parser.error(f"PART: got {', '.join(map(repr, unknown))}, expected some of {', '.join(PARTS)}")
     if given.against is not None:
-        if given.parts:
-            parser.error(f"--against: got it with {' '.join(given.parts)}; it compares the module alone")
+        if others := [*given.parts, *["--quick"] * given.quick, *["--out"] * (given.out is not None)]:
+            parser.error(f"--against: got it with {' '.join(others)}; it compares the module alone")
         sys.exit(subprocess.call([sys.executable, "-m", "benchmarks.against", given.against]))
-    out = given.out or (QUICK_OUT if given.quick else RESULTS)
+    out = given.out or (QUICK_RESULTS if given.quick else RESULTS)
     names = given.parts or list(PARTS)
     if "report" not in names:
         names.append("report")

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.conditions import RESULTS, command, commit, made, today, write_results
+from benchmarks.conditions import RESULTS, at_least, command, commit, made, today, write_results
 from slotattn_fast.data.clevr_published import MAX_OBJECTS, MIN_OBJECTS, PROPERTIES
 from slotattn_fast.data.properties import properties_of, targets_of
 from slotattn_fast.metrics.average_precision import THRESHOLDS, average_precision
@@ -143,10 +143,10 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each measurement")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of PyTorch")
-    parser.add_argument("--images", type=int, default=15_000, help="images of the larger measurement")
-    parser.add_argument("--plain-images", type=int, default=500, help="images of that with plain loops")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="timed rounds of each measurement")
+    parser.add_argument("--threads", type=at_least(1), default=os.cpu_count() or 1, help="threads of PyTorch")
+    parser.add_argument("--images", type=at_least(1), default=15_000, help="images of the larger measurement")
+    parser.add_argument("--plain-images", type=at_least(1), default=500, help="images of that with plain loops")
     parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

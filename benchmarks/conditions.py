@@ -2,6 +2,7 @@
 
 import csv
 import io
+import signal
 import subprocess
 import sys
 from argparse import ArgumentTypeError
@@ -14,6 +15,7 @@ from slotattn_fast.atomic import atomic_write
 from slotattn_fast.lock import locked
 
 RESULTS, README = Path("benchmarks/results"), Path("README.md")
+QUICK_RESULTS = Path("build/benchmarks")
 
 
 def commit() -> str:
@@ -24,7 +26,10 @@ def commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no such program
+        return ""
 
 
 def today() -> str:
@@ -41,8 +46,20 @@ def made(text: str) -> Path:
     return path
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that is a number of this size."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise ArgumentTypeError(f"got {text}, expected an integer, at least {least}")
+        return int(text)
+
+    return number
+
+
 def command(main: Callable[[], None]) -> None:
-    """Runs `main`; interrupted, it ends with 130 and a line, and what is in the files stays."""
+    """Runs `main`; stopped by SIGINT or SIGTERM, it ends with 130 and a line, and what is in the files stays."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:
@@ -54,14 +71,14 @@ def write_results(name: str, rows: list[dict[str, Any]], table: str, folder: Pat
     """Writes the rows as folder/NAME.csv and the table as folder/NAME.md and, if that is RESULTS, into README.md."""
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / f"{name}.csv", rows)
-    (folder / f"{name}.md").write_text(table)
+    write_text(folder / f"{name}.md", table)
     print(table)
     if folder == RESULTS:
         put_into_readme(f"{name}.md", table)
 
 
 def upsert(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) -> None:
-    """Puts rows into a CSV file, each in place of the one with the same values of `key`, in one step.
+    """Puts rows at the end of a CSV file, each for the one with the same values of `key`, in one step.
 
     Several processes may write to the file. Ends the program where the file is damaged.
     """
@@ -69,9 +86,16 @@ def upsert(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) ->
     columns = list(rows[0])
     with locked(path.with_name(".lock"), None):
         before = read_rows(path, key)
-        kept = {tuple(row[k] for k in key): {name: row.get(name, "") for name in columns} for row in before}
-        kept |= {tuple(str(row[name]) for name in key): {name: _short(row[name]) for name in row} for row in rows}
-        write_rows(path, list(kept.values()))
+        new = {tuple(str(row[name]) for name in key): {name: _short(row[name]) for name in row} for row in rows}
+        old = {tuple(row[k] for k in key): {name: row.get(name, "") for name in columns} for row in before}
+        kept = [row for which, row in old.items() if which not in new]
+        write_rows(path, [*kept, *new.values()])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one step."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -80,8 +104,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+    write_text(path, text.getvalue())
 
 
 def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -112,4 +135,4 @@ def put_into_readme(name: str, table: str) -> None:
     _, found, after = rest.partition(end)
     if not found:
         raise ValueError(f"{README}: has no lines {begin} and {end}")
-    README.write_text(f"{before}{begin}\n{table}{end}{after}")
+    write_text(README, f"{before}{begin}\n{table}{end}{after}")

@@ -155,7 +155,7 @@ def agreeing(of: Problem, makers: Mapping[str, Callable[[], Call]]) -> tuple[dic
     At most twice the error of "reference" in the same dtype, which is made first. A contender that fails is no reason
     to lose the others.
     """
-    exact, limit = exact_results(of), float("inf")
+    exact, limit = exact_results(of), None
     calls, rows = {}, []
     for name, maker in sorted(makers.items(), key=lambda item: item[0] != "reference"):
         row: dict[str, Any] = {"contender": name}
@@ -171,7 +171,9 @@ def agreeing(of: Problem, makers: Mapping[str, Callable[[], Call]]) -> tuple[dic
             continue
         if name == "reference":
             limit = 2 * error + 1e-5
-        if error <= limit:
+        if limit is None:
+            row[NOT_MEASURED] = "the reference, which tells the error that is allowed, failed"
+        elif error <= limit:
             calls[name] = call
         else:
             row[NOT_MEASURED] = off(error, limit)

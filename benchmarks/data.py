@@ -30,7 +30,7 @@ import torch
 from tfrecord.reader import example_loader
 from tfrecord.writer import TFRecordWriter
 
-from benchmarks.conditions import RESULTS, command, commit, made, today, write_results
+from benchmarks.conditions import QUICK_RESULTS, RESULTS, at_least, command, commit, made, today, write_results
 from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.data.feed import feed
 from slotattn_fast.data.generated import sampler
@@ -212,10 +212,11 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="an eighth of the scenes and one round")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each measurement")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of drawing and feeding")
-    parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="timed rounds of each measurement")
+    parser.add_argument("--threads", type=at_least(1), default=os.cpu_count() or 1, help="of drawing and feeding")
+    parser.add_argument("--out", type=made, help=f"folder of the results (default {RESULTS}, --quick: {QUICK_RESULTS})")
     arguments = parser.parse_args()
+    out = arguments.out or (QUICK_RESULTS if arguments.quick else RESULTS)
     rounds, one_in = (1, QUICK) if arguments.quick else (arguments.rounds, 1)
     conditions = {
         "date": today(),
@@ -232,7 +233,7 @@ def main() -> None:
         rows += measure_drawing(rounds, arguments.threads, one_in)
         rows += measure_feeding(folder, rounds, arguments.threads, one_in)
     rows = [{**row, **conditions} for row in rows]
-    write_results("data-cpu", rows, table(rows), arguments.out)
+    write_results("data-cpu", rows, table(rows), out)
 
 
 if __name__ == "__main__":

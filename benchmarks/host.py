@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import torch
 
-from .conditions import RESULTS, command, commit, made, today, write_results
+from .conditions import RESULTS, at_least, command, commit, made, today, write_results
 from .contenders import PASSES, make, problem
 from .measure import device_name, percentiles, samples
 from .module import shape_of
@@ -110,11 +110,9 @@ def main() -> None:
     import triton
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=200, help="timed rounds, at least 2")
+    parser.add_argument("--rounds", type=at_least(2), default=200, help="timed rounds")
     parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
     given = parser.parse_args()
-    if given.rounds < 2:
-        parser.error(f"--rounds: got {given.rounds}, expected at least 2")
     torch.set_num_threads(1)
     conditions = {
         "device": device_name(),

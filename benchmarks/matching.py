@@ -13,7 +13,6 @@ which it also puts into README.md.
 import argparse
 import platform
 import statistics
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,10 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from benchmarks.conditions import RESULTS, command, commit, made, today, write_results
+from benchmarks.conditions import RESULTS, at_least, command, commit, made, today, write_results
 from benchmarks.measure import Call, captured, device_name, on_gpu, wall_times
 from slotattn_fast.matching import match
+from slotattn_fast.train.environment import installed_version
 
 Row = dict[str, Any]
 
@@ -96,7 +96,7 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each measurement")
+    parser.add_argument("--rounds", type=at_least(1), default=15, help="timed rounds of each measurement")
     parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -108,7 +108,7 @@ def main() -> None:
         "processor": device_name(),
         "rounds": arguments.rounds,
         "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "triton", "scipy", "numpy")},
+        **{package: installed_version(package) or "none" for package in ("torch", "triton", "scipy", "numpy")},
     }
     rows = [row | conditions for shape in SHAPES for row in measure(shape, arguments.rounds)]
     write_results(f"matching-{device}", rows, table(rows), arguments.out)

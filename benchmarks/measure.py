@@ -196,6 +196,6 @@ def ceilings() -> dict[str, float]:
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """20, 50 and 80 %."""
-    p20, _, _, p80 = statistics.quantiles(values, n=5)
+    """20, 50 and 80 %, within what was measured."""
+    p20, _, _, p80 = statistics.quantiles(values, n=5, method="inclusive")
     return p20, statistics.median(values), p80

@@ -17,7 +17,7 @@ Beside every time stands the least that the machine of the same run allows: the 
 once more and their gradient written, at the rate of a copy (`floor_ms`); the same if every iteration reads them, as
 ours does (`design_ms`); and 2 products of inputs and slots an iteration, 7 with gradients, at the rate of a matrix
 product (`product_ms`). The limit is the larger of the first and the last. The rates are those of the sweep in which
-they were highest.
+they were highest. A CPU's cache, in which small inputs stay, may be faster than the copy.
 
 Rows go into module.csv as soon as they are there, each in place of that of an earlier sweep or run on such a machine.
 `python -m benchmarks report` makes tables and plots of them.
@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import contenders
-from .conditions import RESULTS, command, commit, made, today, upsert
+from .conditions import QUICK_RESULTS, RESULTS, at_least, command, commit, made, read_rows, today, upsert
 from .contenders import NAMES, OURS, PASSES, agreeing, problem
 from .cost import Shape
 from .measure import (
@@ -154,8 +154,11 @@ def times(case: Case, before: list[Round], rounds: int, speed: Rates, warm_up: i
     shape, which, names = case
     if reason := too_large(shape):
         return [row(shape, which, name, TIME) | {NOT_MEASURED: reason} for name in names]
-    given = problem(shape, which)
-    calls, found = agreeing(given, {name: partial(contenders.make, name, given) for name in names})
+    try:
+        given = problem(shape, which)
+        calls, found = agreeing(given, {name: partial(contenders.make, name, given) for name in names})
+    except Exception as failure:  # of the comparison: none can be held against it
+        return [row(shape, which, name, TIME) | {NOT_MEASURED: failed(failure)} for name in names]
     measured = samples(calls, rounds, warm_up)
     before += [dict(zip(measured, each, strict=True)) for each in zip(*measured.values(), strict=True)]
     least = limits(shape, which, speed)
@@ -287,18 +290,17 @@ def main() -> None:
     what = "what to measure; scaling: time and memory over N, K, B, D and T"
     parser.add_argument("parts", nargs="+", choices=PARTS, metavar="PART", help=f"{', '.join(PARTS)}: {what}")
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing compiled")
-    parser.add_argument("--sweeps", type=int, default=3, help="how often to go through all shapes")
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each call in a sweep, at least 2")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="PyTorch's threads")
-    parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
+    parser.add_argument("--sweeps", type=at_least(1), default=3, help="how often to go through all shapes")
+    parser.add_argument("--rounds", type=at_least(2), default=3, help="timed rounds of each call in a sweep")
+    parser.add_argument("--threads", type=at_least(1), default=os.cpu_count() or 1, help="PyTorch's threads")
+    parser.add_argument("--out", type=made, help=f"folder of the results (default {RESULTS}, --quick: {QUICK_RESULTS})")
     given = parser.parse_args()
-    for name, least in {"rounds": 2, "threads": 1, "sweeps": 1}.items():
-        if getattr(given, name) < least:
-            parser.error(f"--{name}: got {getattr(given, name)}, expected at least {least}")
+    out = given.out or (QUICK_RESULTS if given.quick else RESULTS)
+    read_rows(out / CSV, KEY)  # ends the program, where it is damaged, before anything is measured
     torch.set_num_threads(given.threads)
     where = conditions(given.threads)
     for rows in rows_of(given.parts, given.quick, given.sweeps, given.rounds, given.threads):
-        upsert(given.out / CSV, [where | each for each in rows], KEY)
+        upsert(out / CSV, [where | each for each in rows], KEY)
         for each in rows:
             print(described(each), flush=True)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .conditions import RESULTS, command, made, read_rows
+from .conditions import RESULTS, command, made, read_rows, write_text
 from .module import CSV, SIZES
 
 Row = Mapping[str, str]
@@ -103,11 +103,13 @@ def main() -> None:
     parser.add_argument("second", type=Path, help="of the second run's")
     parser.add_argument("--out", type=made, default=RESULTS, help="folder of the table")
     given = parser.parse_args()
+    if given.first.resolve() == given.second.resolve():
+        parser.error(f"got {given.first} twice, expected the folders of two runs")
     try:
         text = table(given.first, given.second)
     except FileNotFoundError as error:
         parser.error(str(error))
-    (given.out / NAME).write_text(text)
+    write_text(given.out / NAME, text)
     print(text)
 
 

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .conditions import RESULTS, command, made, put_into_readme, read_rows
+from .conditions import RESULTS, command, made, put_into_readme, read_rows, write_text
 from .contenders import NAMES, OURS, PASSES, label
 from .module import CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, KEY, MEMORY, QUICK_SHAPES, TIME
 from .plots import plot
@@ -31,7 +31,7 @@ def report(folder: Path) -> list[Path]:
             continue
         text = tables(here)
         file = folder / f"module-{where}.md"
-        file.write_text(text)
+        write_text(file, text)
         if folder == RESULTS:
             put_into_readme(file.name, text)
         written += [file, *plot(here, folder / f"module-{where}")]
@@ -42,7 +42,7 @@ def newest(rows: Sequence[Row]) -> list[Row]:
     """Those of the machine that was measured last."""
     if not rows:
         return []
-    last = max(rows, key=lambda row: row["date"])
+    last = rows[-1]  # as `upsert` leaves them
     return [row for row in rows if (row["device"], row["threads"]) == (last["device"], last["threads"])]
 
 

@@ -20,6 +20,7 @@ import inspect
 import os
 import platform
 import statistics
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.conditions import RESULTS, commit, made, today, write_results, write_rows
+from benchmarks.conditions import (
+    QUICK_RESULTS,
+    RESULTS,
+    at_least,
+    commit,
+    made,
+    today,
+    write_results,
+    write_rows,
+)
 from benchmarks.measure import (
     WARM_UP,
     device_name,
@@ -185,7 +195,8 @@ def error(found: tuple[Tensor, list[Tensor]], exact: tuple[Tensor, list[Tensor]]
     """|found - exact| / |exact|, the larger of the loss and of all gradients together."""
     errors = [(found[0] - exact[0]).abs() / exact[0].abs()]
     one, other = (torch.cat([g.flatten().double() for g in side[1]]) for side in (found, exact))
-    return max(*errors, (one - other).norm() / other.norm()).item()
+    errors.append((one - other).norm() / other.norm())
+    return torch.stack([x.double() for x in errors]).max().item()  # NaN where either is
 
 
 def agreeing(
@@ -254,10 +265,11 @@ class Measured:
         self.preset, self.batch = preset, batch
         self.steps, self.notes = agreeing(kind, preset, batch, ON_GPU if on_gpu() else ON_CPU)
         for contender, step in self.steps.items():
-            self.notes[contender] |= {
-                "peak_mib": round(peak_mib(kind, contender, preset, batch, threads), 1),
-                "gflop": "" if contender.compiled else round(gflop(step), 1),
-            }
+            try:
+                self.notes[contender]["peak_mib"] = round(peak_mib(kind, contender, preset, batch, threads), 1)
+            except Exception as failure:  # as when the system ends the process
+                print(f"{preset}, {contender}: peak memory {NOT_MEASURED}: {failed(failure)}", file=sys.stderr)
+            self.notes[contender]["gflop"] = "" if contender.compiled else round(gflop(step), 1)
         self.times: dict[Contender, list[float]] = {contender: [] for contender in self.steps}
         self.parts: dict[Contender, list[dict[tuple[str, str], float]]] = {
             contender: [] for contender in (PLAIN, OURS) if contender in self.steps
@@ -326,14 +338,16 @@ def table(task: TaskName, rows: list[Row]) -> str:
     plain_peak = {r["preset"]: r["peak_mib"] for r in steps if r["contender"] == str(PLAIN)}
     for r in steps:
         if r[NOT_MEASURED]:
-            lines.append(f"| {r['preset']} | {r['batch']} | {r['contender']} | {r[NOT_MEASURED]} |" + " |" * 5)
+            why = " ".join(r[NOT_MEASURED].replace("|", "/").split())
+            lines.append(f"| {r['preset']} | {r['batch']} | {r['contender']} | {why} |" + " |" * 5)
             continue
         faster = f"**{r['faster']:.1f}x**" if r["faster"] and r["contender"] != str(PLAIN) else ""
-        part = f"{r['peak_mib'] / plain_peak[r['preset']]:.2f}" if plain_peak[r["preset"]] else ""
+        peak = f"{r['peak_mib']:.0f} MiB" if r["peak_mib"] else ""
+        part = f"{r['peak_mib'] / plain_peak[r['preset']]:.2f}" if peak and plain_peak[r["preset"]] else ""
         lines.append(
             f"| {r['preset']} | {r['batch']} | {r['contender']} "
             f"| {r['ms_median']:.0f} ms ({r['ms_p20']:.0f} to {r['ms_p80']:.0f}) | {faster} "
-            f"| {r['peak_mib']:.0f} MiB | {part} | {r['gflop']} | {r['error']} |"
+            f"| {peak} | {part} | {r['gflop']} | {r['error']} |"
         )
     presets = list(plain_peak)
     lines += ["", "Milliseconds by part, ours / plain:", "", f"| part | pass | {' | '.join(presets)} |"]
@@ -349,13 +363,11 @@ def main(kind: type[Step], batches: Mapping[str, int], quick: Mapping[str, int],
     """The command of a task: `batches` by preset on a CPU, and the small ones of --quick."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small batches and 3 rounds")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each step, at least 2")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="PyTorch's threads")
-    parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
+    parser.add_argument("--rounds", type=at_least(2), default=5, help="timed rounds of each step")
+    parser.add_argument("--threads", type=at_least(1), default=os.cpu_count() or 1, help="PyTorch's threads")
+    parser.add_argument("--out", type=made, help=f"folder of the results (default {RESULTS}, --quick: {QUICK_RESULTS})")
     arguments = parser.parse_args()
-    for name, least in {"rounds": 2, "threads": 1}.items():
-        if getattr(arguments, name) < least:
-            parser.error(f"--{name}: got {getattr(arguments, name)}, expected at least {least}")
+    out = arguments.out or (QUICK_RESULTS if arguments.quick else RESULTS)
     torch.set_num_threads(arguments.threads)
     where = "cuda" if on_gpu() else "cpu"
     rounds = 3 if arguments.quick else arguments.rounds
@@ -376,5 +388,5 @@ def main(kind: type[Step], batches: Mapping[str, int], quick: Mapping[str, int],
     name = f"{kind.task}-{where}"
     for rows in measure(kind, batches, rounds, arguments.threads):
         rows = [{**row, **conditions} for row in rows]
-        write_rows(arguments.out / f"{name}.csv", rows)
-    write_results(name, rows, table(kind.task, rows), arguments.out)
+        write_rows(out / f"{name}.csv", rows)
+    write_results(name, rows, table(kind.task, rows), out)

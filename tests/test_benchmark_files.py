@@ -1,14 +1,16 @@
 """The files of results: what is damaged is told, what is interrupted is kept, several processes may write at once."""
 
 import multiprocessing
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import conditions, module, report
+from benchmarks import conditions, module, report, training_step
 from benchmarks.conditions import read_rows, upsert
+from benchmarks.discovery import DiscoveryStep
 
 KEY = ("which",)
 DAMAGED = {
@@ -67,6 +69,38 @@ def test_interrupted_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> 
         conditions.command(main)
     assert end.value.code == 130
     assert capsys.readouterr().err == "interrupted; what was measured before is in the files\n"
+
+
+def test_quick_results_are_not_those_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training_step, "measure", lambda *_: iter([[{"part": "step"}]]))
+    monkeypatch.setattr(training_step, "table", lambda *_: "")
+    monkeypatch.setattr(training_step, "write_rows", lambda *_: None)
+    monkeypatch.setattr(training_step, "write_results", lambda name, rows, text, folder: written.append(folder))
+    for arguments in (["--quick"], []):
+        monkeypatch.setattr(sys, "argv", ["discovery", *arguments])
+        training_step.main(DiscoveryStep, {}, {}, "")
+    assert written == [conditions.QUICK_RESULTS, conditions.RESULTS]
+
+
+def test_a_commit_with_changes_is_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=someone", "-c", "user.email=someone@example.org"]
+        subprocess.run(["git", *identity, *arguments], check=True, capture_output=True)
+
+    monkeypatch.chdir(tmp_path)
+    assert conditions.commit() == "unknown"
+    git("init")
+    (tmp_path / "file").write_text("before")
+    git("add", "file")
+    git("commit", "-m", "first")
+    clean = conditions.commit()
+    assert not clean.endswith("-dirty")
+    (tmp_path / "file").write_text("after")
+    assert conditions.commit() == f"{clean}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert conditions.commit() == "unknown"
 
 
 def test_nothing_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import contenders, module, plots, report
+from benchmarks import contenders, measure, module, plots, report
 from benchmarks.conditions import read_rows, upsert
 from benchmarks.cost import Shape
 from benchmarks.measure import Rates, Sample, give_memory_back, resident_growth, samples
@@ -98,8 +98,9 @@ def test_rounds_of_all_sweeps_count(monkeypatch: pytest.MonkeyPatch) -> None:
     first, last = found[0], found[4]
     assert first["torch"]["ms_median"] == pytest.approx(18.005)
     assert (last["torch"]["ms_p20"], last["torch"]["ms_median"]) == pytest.approx((2, 2.01))
-    assert last["torch"]["ms_p80"] == pytest.approx(18.006)  # the slow sweep is in the spread
+    assert last["torch"]["ms_p80"] == 18  # the slow sweep is in the spread
     assert last["reference"]["times_ours"] == pytest.approx(2, rel=0.01)
+    assert last["reference"]["cpu_ms"] == 1
     assert found[2]["slot-attention"]["rounds"] == 4
     assert last["slot-attention"][NOT_MEASURED] == "off"
     assert last["slot-attention"]["ms_median"] == ""
@@ -109,6 +110,8 @@ def test_rounds_of_all_sweeps_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shapes_of_several_parts_are_measured_once() -> None:
     timed = module.cases(module.PARTS, False)
     assert len({(case.shape, case.which) for case in timed}) == len(timed)
+    assert {name for case in timed for name in case.names} == set(contenders.NAMES)
+    assert all("compiled" in case.names for case in module.held(["memory"], False))
     forward = module.cases(["forward"], False)
     assert [case for case in timed if case.which == "forward"] == forward
     assert {case.shape.N for case in module.held(["scaling"], False)} == set(module.SCALED["N"])
@@ -142,6 +145,48 @@ def test_a_contender_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch)
     assert rows["torch"]["ms_median"] == ""
     assert rows["reference"]["ms_median"] > 0
     assert rows["reference"]["times_ours"] == ""
+
+
+def test_a_gradient_that_is_wrong_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = contenders.problem(shape(), "forward+backward")
+    exact = contenders.exact_results(of)
+    assert len(exact) == 2 + len(contenders.parameters(of.plain))
+    for number in range(len(exact)):
+        found = [x.clone() for x in exact]
+        found[number] += 1
+        assert contenders.difference(found, exact) > 1e-3
+        found[number][:] = torch.nan
+        assert contenders.difference(found, exact) != contenders.difference(found, exact)
+
+
+def test_without_the_reference_nobody_is_timed() -> None:
+    def broken() -> contenders.Call:
+        raise RuntimeError("no memory")
+
+    of = contenders.problem(shape(), "forward")
+    calls, rows = contenders.agreeing(of, {"reference": broken, "torch": lambda: contenders.make("torch", of)})
+    assert calls == {}
+    assert [row[NOT_MEASURED] for row in rows] == [
+        "RuntimeError: no memory",
+        "the reference, which tells the error that is allowed, failed",
+    ]
+
+
+def test_a_comparison_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(of: object) -> None:
+        raise RuntimeError("cannot allocate")
+
+    monkeypatch.setattr(contenders, "exact_results", broken)
+    assert [row[NOT_MEASURED] for row in times(shape(), "forward", EAGER)] == ["RuntimeError: cannot allocate"] * 3
+
+
+def test_rates_count_what_is_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "wall_times", lambda calls, rounds: {name: [1000.0] for name in calls})
+    assert measure.rates(torch.float32, 3) == Rates(2 * 4 * 2**26, 2 * 2048**3)
+
+
+def test_percentiles_lie_within_what_was_measured() -> None:
+    assert measure.percentiles([1.0, 2.0, 100.0]) == pytest.approx((1.4, 2, 60.8))
 
 
 def test_what_cannot_run_says_why_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +260,11 @@ def test_tables_and_plots_are_made_of_the_rows_alone(measured: Path) -> None:
     assert [path.name for path in written] == ["module-cpu.md", "module-cpu-N-K.png", "module-cpu-B-D-T.png"]
     text = written[0].read_text()
     assert "| 2 x 20 x 3 | float32 | forward+backward " in text
+    times = text.split("Milliseconds")[1].split("Peak memory")[0]
+    line = next(line for line in times.splitlines() if "| forward |" in line)
+    cells = dict(zip(times.splitlines()[2].split("|"), line.split("|"), strict=True))
+    assert "x**" not in cells[" ours: triton "]  # of the interpreter, as tests have it
+    assert cells[" reference "].rstrip().endswith("x**")
     assert "2 (99)" in text
     assert "commit " in text
     rows = read_rows(measured / module.CSV)
@@ -224,6 +274,18 @@ def test_tables_and_plots_are_made_of_the_rows_alone(measured: Path) -> None:
         "40",
     ]
     assert {row["measured"] for row in plots.series(rows, "K")} == {TIME, MEMORY}
+
+
+def test_the_machine_of_the_last_rows_is_shown() -> None:
+    rows = [{"device": "a", "threads": threads, "date": "2026-01-01"} for threads in ("2", "1", "1")]
+    assert report.newest(rows) == rows[1:]
+
+
+def test_the_committed_rows_can_be_reported(tmp_path: Path) -> None:
+    (tmp_path / module.CSV).write_bytes(Path("benchmarks/results", module.CSV).read_bytes())
+    written = report.report(tmp_path)
+    assert written[0].read_text() == Path("benchmarks/results", written[0].name).read_text()
+    assert len(written) == 3
 
 
 def test_a_part_that_fails_does_not_keep_the_others(

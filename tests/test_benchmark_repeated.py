@@ -61,7 +61,11 @@ def test_steps_are_compared_too(tmp_path: Path) -> None:
 def test_folders_without_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["repeated", str(tmp_path), str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["repeated", str(tmp_path), str(tmp_path / ".")])
+    with pytest.raises(SystemExit):
+        repeated.main()
+    assert f"got {tmp_path} twice, expected the folders of two runs" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["repeated", str(tmp_path), str(tmp_path / "other")])
     with pytest.raises(SystemExit):
         repeated.main()
     assert "no timing is in both, expected two folders of `python -m benchmarks`" in capsys.readouterr().err

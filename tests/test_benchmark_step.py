@@ -83,6 +83,27 @@ def test_a_step_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch, kind
     assert "| encoder | forward | - / " in text
 
 
+def test_an_error_that_is_no_number_is_an_error() -> None:
+    exact = (torch.tensor(1.0), [torch.ones(3), torch.ones(2)])
+    assert training_step.error(exact, exact) == 0
+    for wrong in (torch.nan, 1.1):
+        for found in (
+            (torch.tensor(wrong), exact[1]),
+            (exact[0], [torch.full((3,), wrong), torch.ones(2)]),
+            (exact[0], [torch.ones(3), torch.full((2,), wrong)]),
+        ):
+            assert not training_step.error(found, exact) < 0.01
+
+
+def test_faster_is_plain_by_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_step, "peak_mib", lambda *_: 1.0)
+    measured = training_step.Measured(DiscoveryStep, "tiny", 2, 1)
+    measured.times, measured.parts = {PLAIN: [8.0, 10.0], OURS: [2.0, 2.0]}, {}
+    plain, ours, low = measured.rows()[:3]
+    assert (plain["faster"], ours["faster"], low["faster"]) == (1, 4.5, "")
+    assert [step.optimizer.defaults["fused"] for step in measured.steps.values()] == [None, True, True]
+
+
 @KINDS
 def test_what_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch, kind: type[Step]) -> None:
     def too_much(self: Step) -> None:
