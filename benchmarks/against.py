@@ -110,7 +110,7 @@ def packages(revision: str) -> Iterator[tuple[Path, Path]]:
             archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.0 to 3.11.3 have none
             archive.extractall(then)
         for name in FOLDERS:
-            shutil.copytree(name, now / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(name, now / name, ignore=shutil.ignore_patterns("__pycache__", *FOLDERS[1:]))
         for package in (then, now):
             for name in FOLDERS[1:]:
                 (package / name).rename(package / FOLDERS[0] / name)

@@ -108,7 +108,11 @@ def time_table(rows: Sequence[Row], names: Sequence[str]) -> str:
     found = _lines(rows, TIME)
     if not found:
         return ""
-    lines = ["Milliseconds, and how many times as long as ours:", "", *_head(names, "ours, part of the limit")]
+    lines = [
+        "Milliseconds, and how many times as long as ours (the median of the rounds' ratios):",
+        "",
+        *_head(names, "ours, part of the limit"),
+    ]
     for head, row in found:
         own = next((name for name in OURS if row.get(name, {}).get("ms_median")), OURS[0])
         cells = [_time(row.get(name), name == own) for name in names]
