@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from .conditions import QUICK_RESULTS, RESULTS, command, made
+from .conditions import add_quick_out, chosen_out, command
 
 
 class Part(NamedTuple):
@@ -56,7 +56,7 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help="see above (default: all)")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds, nothing compiled")
-    parser.add_argument("--out", type=made, help=f"folder of the results (default {RESULTS}, --quick: {QUICK_RESULTS})")
+    add_quick_out(parser)
     parser.add_argument("--against", metavar="REV", help="compare the module with that of this git revision")
     given = parser.parse_args()
     if unknown := [name for name in given.parts if name not in PARTS]:
@@ -65,7 +65,7 @@ def main() -> None:
         if others := [*given.parts, *["--quick"] * given.quick, *["--out"] * (given.out is not None)]:
             parser.error(f"--against: got it with {' '.join(others)}; it compares the module alone")
         sys.exit(subprocess.call([sys.executable, "-m", "benchmarks.against", given.against]))
-    out = given.out or (QUICK_RESULTS if given.quick else RESULTS)
+    out = chosen_out(given)
     names = given.parts or list(PARTS)
     if "report" not in names:
         names.append("report")

@@ -27,6 +27,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from .archive import extract
 from .conditions import at_least
 from .contenders import PASSES
 from .measure import WARM_UP, on_gpu
@@ -97,8 +98,10 @@ def packages(revision: str) -> Iterator[tuple[Path, Path]]:
     named = subprocess.run(
         ["git", "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}"], capture_output=True, check=False
     )
-    archive = ["git", "archive", named.stdout.decode().strip(), *FOLDERS]
-    found = named if named.returncode else subprocess.run(archive, capture_output=True, check=False)
+    found = named
+    if not named.returncode:
+        commit = named.stdout.decode().strip()
+        found = subprocess.run(["git", "archive", commit, *FOLDERS], capture_output=True, check=False)
     if found.returncode:
         refuse(
             f"--against: got {revision!r}, expected a git revision that has {', '.join(FOLDERS)}: "
@@ -107,8 +110,7 @@ def packages(revision: str) -> Iterator[tuple[Path, Path]]:
     with tempfile.TemporaryDirectory() as folder:
         then, now = Path(folder) / "then", Path(folder) / "now"
         with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
-            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.0 to 3.11.3 have none
-            archive.extractall(then)
+            extract(archive, then)
         for name in FOLDERS:
             shutil.copytree(name, now / name, ignore=shutil.ignore_patterns("__pycache__", *FOLDERS[1:]))
         for package in (then, now):

@@ -11,18 +11,16 @@ average-precision-cpu.md, which it also puts into README.md.
 import argparse
 import math
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.conditions import RESULTS, at_least, command, commit, made, today, write_results
+from benchmarks.conditions import RESULTS, at_least, command, made, software, write_results
 from slotattn_fast.data.clevr_published import MAX_OBJECTS, MIN_OBJECTS, PROPERTIES
 from slotattn_fast.data.properties import properties_of, targets_of
 from slotattn_fast.metrics.average_precision import THRESHOLDS, average_precision
@@ -151,13 +149,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     conditions = {
-        "date": today(),
-        "commit": commit(),
         "cpu": processor(),
         "threads": arguments.threads,
         "rounds": arguments.rounds,
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "numpy")},
+        **software("torch", "numpy"),
     }
     rows = [{**row, **conditions} for row in measure(arguments.images, arguments.plain_images, arguments.rounds)]
     write_results("average-precision-cpu", rows, table(rows), arguments.out)

@@ -2,16 +2,17 @@
 
 import csv
 import io
+import platform
 import signal
 import subprocess
 import sys
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from slotattn_fast.atomic import atomic_write
+from slotattn_fast.atomic import write_text
 from slotattn_fast.lock import locked
 
 RESULTS, README = Path("benchmarks/results"), Path("README.md")
@@ -46,6 +47,16 @@ def made(text: str) -> Path:
     return path
 
 
+def add_quick_out(parser: ArgumentParser) -> None:
+    """The option --out of a command that has --quick; see `chosen_out`."""
+    parser.add_argument("--out", type=made, help=f"folder of the results (default {RESULTS}, --quick: {QUICK_RESULTS})")
+
+
+def chosen_out(given: Namespace) -> Path:
+    """The folder of the results: small sizes do not take the place of those that the repository shows."""
+    return given.out or (QUICK_RESULTS if given.quick else RESULTS)
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """The type of an option that is a number of this size."""
 
@@ -65,6 +76,14 @@ def command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; what was measured before is in the files", file=sys.stderr)
         sys.exit(130)
+
+
+def software(*packages: str) -> dict[str, str]:
+    """Day, commit, and versions of Python and of these packages."""
+    from slotattn_fast.train.environment import installed_version  # with torch, which `--help` does without
+
+    versions = {package: installed_version(package) or "none" for package in packages}
+    return {"date": today(), "commit": commit(), "python": platform.python_version(), **versions}
 
 
 def write_results(name: str, rows: list[dict[str, Any]], table: str, folder: Path) -> None:
@@ -90,12 +109,6 @@ def upsert(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) ->
         old = {tuple(row[k] for k in key): {name: row.get(name, "") for name in columns} for row in before}
         kept = [row for which, row in old.items() if which not in new]
         write_rows(path, [*kept, *new.values()])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file in one step."""
-    with atomic_write(path) as file:
-        file.write(text.encode())
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

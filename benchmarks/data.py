@@ -14,14 +14,12 @@ import argparse
 import gzip
 import itertools
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ import torch
 from tfrecord.reader import example_loader
 from tfrecord.writer import TFRecordWriter
 
-from benchmarks.conditions import QUICK_RESULTS, RESULTS, at_least, command, commit, made, today, write_results
+from benchmarks.conditions import add_quick_out, at_least, chosen_out, command, software, write_results
 from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.data.feed import feed
 from slotattn_fast.data.generated import sampler
@@ -214,18 +212,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="an eighth of the scenes and one round")
     parser.add_argument("--rounds", type=at_least(1), default=5, help="timed rounds of each measurement")
     parser.add_argument("--threads", type=at_least(1), default=os.cpu_count() or 1, help="of drawing and feeding")
-    parser.add_argument("--out", type=made, help=f"folder of the results (default {RESULTS}, --quick: {QUICK_RESULTS})")
+    add_quick_out(parser)
     arguments = parser.parse_args()
-    out = arguments.out or (QUICK_RESULTS if arguments.quick else RESULTS)
+    out = chosen_out(arguments)
     rounds, one_in = (1, QUICK) if arguments.quick else (arguments.rounds, 1)
     conditions = {
-        "date": today(),
-        "commit": commit(),
         "cpu": processor(),
         "threads": arguments.threads,
         "rounds": rounds,
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "numpy", "tfrecord")},
+        **software("torch", "numpy", "tfrecord"),
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

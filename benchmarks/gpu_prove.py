@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .gpu_record import UNFINISHED, Found, Part, Record, described
-from .reasons import NOT_MEASURED
+from .reasons import NOT_MEASURED, cell
 
 TESTS = {
     "kernels over the inputs, whole calls": "tests/test_triton_backend.py",
@@ -116,4 +116,4 @@ def report(record: Record) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.replace("|", "/").split())[:600]
+    return cell(text)[:600]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from slotattn_fast.atomic import atomic_write
+from slotattn_fast.atomic import write_text
 
 Found = dict[str, Any]  # plain data, for JSON
 Part = Callable[[float], Found]  # of the seconds that are left
@@ -59,8 +59,7 @@ def load(path: Path) -> Record:
 def save(path: Path, record: Record) -> None:
     """In one step, so that a run that is cut off leaves the record of before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write((json.dumps(record, indent=1) + "\n").encode())
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def is_done(entry: dict[str, Any] | None, here: Mapping[str, str]) -> bool:

@@ -4,7 +4,7 @@ from typing import Any
 
 from .gpu_record import UNFINISHED, Found, Record, described
 from .gpu_table import Target, median, targets, times_faster
-from .reasons import NOT_MEASURED
+from .reasons import NOT_MEASURED, cell
 
 CLEVR6, SETS, CONVOLUTIONS = "clevr6", "clevr10 properties", "transposed convolutions"  # parts
 GRAPH = "ours, bf16, graph"
@@ -105,4 +105,4 @@ def shown_error(row: dict[str, Any]) -> str:
 
 
 def remark(row: dict[str, Any]) -> str:
-    return " ".join(row.get(NOT_MEASURED, "").replace("|", "/").split())
+    return cell(row.get(NOT_MEASURED, ""))

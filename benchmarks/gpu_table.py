@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from .gpu_record import UNFINISHED, Found, Record, described
-from .reasons import NOT_MEASURED
+from .reasons import NOT_MEASURED, cell
 
 DISCOVERY, SETS, SINGLE = (64, 16384, 7), (512, 1024, 10), (1, 16384, 7)  # B, N, K
 SIZES = (DISCOVERY, SETS, SINGLE)
@@ -121,7 +121,7 @@ def contenders_table(found: Found) -> str:
         ratio = f"{row['times_ours']:.2f}" if row.get("times_ours") else ""
         memory = "" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / 2**20:.1f} MiB"
         error = f"{row['error']:.1e}" if "error" in row else ""
-        remark = " ".join(row.get(NOT_MEASURED, "").replace("|", "/").split())
+        remark = cell(row.get(NOT_MEASURED, ""))
         if row["contender"] == "ours" and share is not None:
             above = found["units"] / share / found["fewest_units"]
             remark = f"{share:.0%} of the copy's bytes/s over {found['units']} units"

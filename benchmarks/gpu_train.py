@@ -27,6 +27,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.archive import extract
 from slotattn_fast.train import checkpoint
 from slotattn_fast.train.config import PRESETS, TrainConfig
 from slotattn_fast.train.loop import Stopped
@@ -174,7 +175,6 @@ def pack(run: Path, archive: Path) -> None:
 def unpack(archive: Path, run: Path) -> None:
     """The reverse of `pack`, ready to go on."""
     with tarfile.open(archive) as file:
-        file.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.0 to 3.11.3 have none
-        file.extractall(run)
+        extract(file, run)
     for folder in ("checkpoints", "images", "tb"):
         (run / folder).mkdir(exist_ok=True)

@@ -9,7 +9,6 @@ Python. Times are the process's CPU time, medians with the 20th and 80th percent
 """
 
 import argparse
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 
-from .conditions import RESULTS, at_least, command, commit, made, today, write_results
+from .conditions import RESULTS, at_least, command, made, software, write_results
 from .contenders import PASSES, make, problem
 from .measure import device_name, percentiles, samples
 from .module import shape_of
@@ -107,22 +106,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    import triton
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=at_least(2), default=200, help="timed rounds")
     parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    conditions = {
-        "device": device_name(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "python": platform.python_version(),
-        "rounds": given.rounds,
-        "commit": commit(),
-        "date": today(),
-    }
+    conditions = {"device": device_name(), "rounds": given.rounds, **software("torch", "triton")}
     rows = [row for dtype in DTYPES for which in PASSES for row in measure(which, dtype, given.rounds)]
     rows = [{**row, **conditions} for row in rows]
     write_results("host-cpu", rows, table(rows), given.out)

@@ -11,7 +11,6 @@ which it also puts into README.md.
 """
 
 import argparse
-import platform
 import statistics
 from typing import Any
 
@@ -21,10 +20,9 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from benchmarks.conditions import RESULTS, at_least, command, commit, made, today, write_results
+from benchmarks.conditions import RESULTS, at_least, command, made, software, write_results
 from benchmarks.measure import Call, captured, device_name, on_gpu, wall_times
 from slotattn_fast.matching import match
-from slotattn_fast.train.environment import installed_version
 
 Row = dict[str, Any]
 
@@ -102,13 +100,10 @@ def main() -> None:
     torch.set_num_threads(1)
     device = "gpu" if on_gpu() else "cpu"
     conditions = {
-        "date": today(),
-        "commit": commit(),
         "device": device,
         "processor": device_name(),
         "rounds": arguments.rounds,
-        "python": platform.python_version(),
-        **{package: installed_version(package) or "none" for package in ("torch", "triton", "scipy", "numpy")},
+        **software("torch", "triton", "scipy", "numpy"),
     }
     rows = [row | conditions for shape in SHAPES for row in measure(shape, arguments.rounds)]
     write_results(f"matching-{device}", rows, table(rows), arguments.out)

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import contenders
-from .conditions import QUICK_RESULTS, RESULTS, at_least, command, commit, made, read_rows, today, upsert
+from .conditions import add_quick_out, at_least, chosen_out, command, commit, read_rows, today, upsert
 from .contenders import NAMES, OURS, PASSES, agreeing, problem
 from .cost import Shape
 from .measure import (
@@ -293,9 +293,9 @@ def main() -> None:
     parser.add_argument("--sweeps", type=at_least(1), default=3, help="how often to go through all shapes")
     parser.add_argument("--rounds", type=at_least(2), default=3, help="timed rounds of each call in a sweep")
     parser.add_argument("--threads", type=at_least(1), default=os.cpu_count() or 1, help="PyTorch's threads")
-    parser.add_argument("--out", type=made, help=f"folder of the results (default {RESULTS}, --quick: {QUICK_RESULTS})")
+    add_quick_out(parser)
     given = parser.parse_args()
-    out = given.out or (QUICK_RESULTS if given.quick else RESULTS)
+    out = chosen_out(given)
     read_rows(out / CSV, KEY)  # ends the program, where it is damaged, before anything is measured
     torch.set_num_threads(given.threads)
     where = conditions(given.threads)

@@ -11,3 +11,8 @@ def failed(failure: Exception) -> str:
 def off(error: float, allowed: float) -> str:
     """One of what is wrong, which is not timed."""
     return f"off by {error:.1e} of the norm, and {allowed:.1e} is allowed"
+
+
+def cell(why: str) -> str:
+    """Any text in a cell of a Markdown table."""
+    return " ".join(why.replace("|", "/").split())

@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .conditions import RESULTS, command, made, read_rows, write_text
+from slotattn_fast.atomic import write_text
+
+from .conditions import RESULTS, command, made, read_rows
 from .module import CSV, SIZES
 
 Row = Mapping[str, str]

@@ -10,7 +10,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .conditions import RESULTS, command, made, put_into_readme, read_rows, write_text
+from slotattn_fast.atomic import write_text
+
+from .conditions import RESULTS, command, made, put_into_readme, read_rows
 from .contenders import NAMES, OURS, PASSES, label
 from .module import CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, KEY, MEMORY, QUICK_SHAPES, TIME
 from .plots import plot

@@ -33,11 +33,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.conditions import (
-    QUICK_RESULTS,
-    RESULTS,
+    add_quick_out,
     at_least,
+    chosen_out,
     commit,
-    made,
     today,
     write_results,
     write_rows,
@@ -52,7 +51,7 @@ from benchmarks.measure import (
     resident_growth,
     wall_times,
 )
-from benchmarks.reasons import NOT_MEASURED, failed, off
+from benchmarks.reasons import NOT_MEASURED, cell, failed, off
 from slotattn_fast.train.config import PRESETS, TaskName
 
 Row = dict[str, Any]
@@ -338,8 +337,7 @@ def table(task: TaskName, rows: list[Row]) -> str:
     plain_peak = {r["preset"]: r["peak_mib"] for r in steps if r["contender"] == str(PLAIN)}
     for r in steps:
         if r[NOT_MEASURED]:
-            why = " ".join(r[NOT_MEASURED].replace("|", "/").split())
-            lines.append(f"| {r['preset']} | {r['batch']} | {r['contender']} | {why} |" + " |" * 5)
+            lines.append(f"| {r['preset']} | {r['batch']} | {r['contender']} | {cell(r[NOT_MEASURED])} |" + " |" * 5)
             continue
         faster = f"**{r['faster']:.1f}x**" if r["faster"] and r["contender"] != str(PLAIN) else ""
         peak = f"{r['peak_mib']:.0f} MiB" if r["peak_mib"] else ""
@@ -365,9 +363,9 @@ def main(kind: type[Step], batches: Mapping[str, int], quick: Mapping[str, int],
     parser.add_argument("--quick", action="store_true", help="small batches and 3 rounds")
     parser.add_argument("--rounds", type=at_least(2), default=5, help="timed rounds of each step")
     parser.add_argument("--threads", type=at_least(1), default=os.cpu_count() or 1, help="PyTorch's threads")
-    parser.add_argument("--out", type=made, help=f"folder of the results (default {RESULTS}, --quick: {QUICK_RESULTS})")
+    add_quick_out(parser)
     arguments = parser.parse_args()
-    out = arguments.out or (QUICK_RESULTS if arguments.quick else RESULTS)
+    out = chosen_out(arguments)
     torch.set_num_threads(arguments.threads)
     where = "cuda" if on_gpu() else "cpu"
     rounds = 3 if arguments.quick else arguments.rounds

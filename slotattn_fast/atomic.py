@@ -31,6 +31,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a file of text as `atomic_write` does."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
 def remove_half_written(folder: Path, name: str) -> None:
     """Those of files of this name, a pattern, that processes were killed while they wrote; none may be writing now."""
     for temporary in folder.glob(_TEMPORARY.format(name, "*")):

@@ -7,9 +7,10 @@ import contextlib
 import io
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 try:
     from tyro.extras import SubcommandApp
@@ -34,6 +35,8 @@ class Info:
     """Print versions, device, threads, and the backend that `auto` takes and why."""
 
 
+_TRAIN = {"discovery": TrainDiscovery, "property": TrainProperty, "resume": Resume}
+_OTHERS = {"eval": Eval, "show": Show, "paper": Paper, "info": Info}
 Command = TrainDiscovery | TrainProperty | Resume | Eval | Show | Paper | Info | DataCommand
 
 
@@ -158,22 +161,11 @@ def _fail(message: object, code: int) -> int:
 
 
 def _parse(arguments: list[str]) -> Command:
-    train = SubcommandApp()
+    train, data = _app(_TRAIN), _app(DATA_COMMANDS)
     train.__doc__ = "Train a model."
-    train.command(name="discovery")(TrainDiscovery)
-    train.command(name="property")(TrainProperty)
-    train.command(name="resume")(Resume)
-    app = SubcommandApp()
-    data = SubcommandApp()
     data.__doc__ = "Prepare, draw and look at data sets."
-    for name, data_command in DATA_COMMANDS.items():
-        data.command(name=name)(data_command)
-    app.command(train, name="train")
-    app.command(data, name="data")
-    app.command(name="eval")(Eval)
-    app.command(name="show")(Show)
-    app.command(name="paper")(Paper)
-    app.command(name="info")(Info)
+    groups = {"train": train, "data": data}
+    app = _app({**groups, **_OTHERS})
     boxes = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxes):
@@ -181,8 +173,14 @@ def _parse(arguments: list[str]) -> Command:
     except SystemExit as end:
         if not end.code:
             raise
-        names = {"train", "discovery", "property", "resume", "data", *DATA_COMMANDS, "eval", "show", "paper", "info"}
-        raise UsageError(one_line(boxes.getvalue(), arguments, names)) from None
+        raise UsageError(one_line(boxes.getvalue(), arguments, {*groups, *_TRAIN, *DATA_COMMANDS, *_OTHERS})) from None
+
+
+def _app(commands: Mapping[str, Any]) -> SubcommandApp:
+    app = SubcommandApp()
+    for name, command in commands.items():
+        app.command(command, name=name)
+    return app
 
 
 if __name__ == "__main__":

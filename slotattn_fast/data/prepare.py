@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import slotattn_fast
-from slotattn_fast.atomic import atomic_write, remove_half_written, sync_folder
+from slotattn_fast.atomic import remove_half_written, sync_folder, write_text
 from slotattn_fast.data.catalogue import CATALOGUE, MANIFEST
 from slotattn_fast.data.clevr import ClevrScene, decode, read_clevr
 from slotattn_fast.data.clevr_published import CROP_LEFT, CROP_SIZE, CROP_TOP
@@ -210,10 +210,8 @@ def _finish(unfinished: Path, about: dict[str, Any], rows: dict[str, int]) -> No
                 "sha256": sha256(path),
             }
         sync_folder(unfinished / split)
-    with atomic_write(unfinished / MANIFEST) as file:
-        file.write(
-            (json.dumps({"format": FORMAT, **about, "scenes": rows, "splits": splits}, indent=2) + "\n").encode()
-        )
+    manifest = {"format": FORMAT, **about, "scenes": rows, "splits": splits}
+    write_text(unfinished / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 @dataclass
@@ -267,8 +265,7 @@ def _note(unfinished: Path, progress: _Progress, files: dict[str, RowFile]) -> N
         file.sync()
         progress.bytes[name] = file.path.stat().st_size
     values = {key: getattr(progress, key) for key in ("about", "done", "rows", "bytes")}
-    with atomic_write(unfinished / _PROGRESS) as note:
-        note.write(json.dumps(values).encode())
+    write_text(unfinished / _PROGRESS, json.dumps(values))
     progress.noted = progress.done
 
 

@@ -80,11 +80,9 @@ _QUICK_ITERATIONS = (
     "But at the scales quick and smoke the set predictor is trained with T = 10 and gradients through the last "
     "iteration: with 3 it learns too slowly there to show anything."
 )
-_SLOT_ATTENTION = "Slot Attention"
-
-
 _USUAL = "the usual T"
 _HELD_OUT = "The paper measures these on 320 training images and 500 validation images, we on held-out scenes."
+_SLOT_ATTENTION = "Slot Attention"
 
 
 def _ablation(

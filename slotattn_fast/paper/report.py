@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import UnidentifiedImageError
 
-from slotattn_fast.atomic import atomic_write
+from slotattn_fast.atomic import write_text
 from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.paper.bases import Scale
 from slotattn_fast.paper.document import (
@@ -60,8 +60,7 @@ def write_report(names: Iterable[str], out: Path, scale: Scale, data: Path | Non
         blocks += _experiment(name, found, verdicts[name], spent, out)
     written = [out / "report.html", out / "report.md"]
     for path, text in zip(written, (to_html(blocks, _TITLE), to_markdown(blocks, out)), strict=True):
-        with atomic_write(path) as file:
-            file.write(text.encode())
+        write_text(path, text)
     return written
 
 

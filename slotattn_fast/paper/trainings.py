@@ -58,7 +58,7 @@ def _value(config: TrainConfig, key: str) -> Any:
 
 
 def _image_size(config: TrainConfig) -> int:
-    return int(config.model.get("image_size", _default(config, "image_size")))
+    return int(_value(config, "image_size"))
 
 
 def prepared_in(data: Path | None, name: str, size: int) -> Path | None:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from slotattn_fast.atomic import atomic_write
+from slotattn_fast.atomic import write_text
 
 COLUMNS = ("step", "loss", "lr", "images_per_second")
 
@@ -31,8 +31,7 @@ class Log:
                 # A cut while the last row was written may have left half of it, a power cut zeros.
                 rows = [row for row in _rows(old) if len(row) == len(COLUMNS) and row[0].isdecimal()]
             rows = [row for row in rows if int(row[0]) <= start]
-        with atomic_write(path) as file:
-            file.write("".join(",".join(row) + "\n" for row in [COLUMNS, *rows]).encode())
+        write_text(path, "".join(",".join(row) + "\n" for row in [COLUMNS, *rows]))
         self._file = path.open("a", newline="", buffering=1)
         self._csv = csv.writer(self._file, lineterminator="\n")
         self._tensorboard = SummaryWriter(str(run / "tb"), purge_step=start + 1 if start else None)

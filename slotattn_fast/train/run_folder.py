@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from slotattn_fast.atomic import atomic_write
+from slotattn_fast.atomic import write_text
 from slotattn_fast.lock import locked
 from slotattn_fast.train.config import TrainConfig, from_json
 from slotattn_fast.train.errors import RunError, RunInUse
@@ -35,16 +35,15 @@ def create(run: Path, config: TrainConfig, environment: dict[str, Any]) -> None:
         write_json(fresh / "env.json", environment)
         write_json(fresh / "config.json", {"format": FORMAT, **asdict(config)})
         fresh.rename(run)
-    except BaseException as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        if not isinstance(error, OSError):
-            raise
+    except OSError as error:
         if run.exists():
             raise RunError(
                 f"{run}: exists already and is not overwritten; choose another --name, or continue it with "
                 f"`slotattn train resume {run}`"
             ) from None
         raise RunError(f"{run}: cannot be made ({error.strerror}); choose another --out or --name") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def make_folders(run: Path) -> None:
@@ -95,8 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    with atomic_write(path) as file:
-        file.write((json.dumps(values, indent=2) + "\n").encode())
+    write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 _NOT_OF_THE_RESULT = (
