@@ -11,6 +11,7 @@ Parts:
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .conditions import add_quick_out, chosen_out, command
+
+BUSY = 0.7  # processes that compute, on average
 
 
 class Part(NamedTuple):
@@ -75,6 +78,8 @@ def main() -> None:
 def run(names: list[str], quick: bool, out: Path) -> int:
     """Runs the parts one after the other; 1 if one of them failed."""
     failed = []
+    if (load := os.getloadavg()[0]) > BUSY:
+        print(f"the load of the last minute is {load:.1f}: what else runs here slows what is measured")
     for name, arguments in commands(names, quick).items():
         print(f"== {name}", flush=True)
         began = time.monotonic()

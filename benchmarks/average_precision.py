@@ -10,17 +10,17 @@ average-precision-cpu.md, which it also puts into README.md.
 
 import argparse
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.conditions import RESULTS, at_least, command, made, software, write_results
+from benchmarks.conditions import add_out, at_least, command, software, write_results
 from slotattn_fast.data.clevr_published import MAX_OBJECTS, MIN_OBJECTS, PROPERTIES
 from slotattn_fast.data.properties import properties_of, targets_of
 from slotattn_fast.metrics.average_precision import THRESHOLDS, average_precision
@@ -119,13 +119,13 @@ def _row(images: int, seconds: float, plain_seconds: float | None = None, ratio:
     }
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Row], path: Path) -> str:
     """Markdown: a line for each measurement."""
     first = rows[0]
     lines = [
         f"{first['cpu']}, {first['threads']} threads, torch {first['torch']}, NumPy {first['numpy']}, medians of "
         f"{first['rounds']} rounds, commit {first['commit']}, {first['date']}: "
-        "`python -m benchmarks.average_precision`, benchmarks/results/average-precision-cpu.csv.",
+        f"`{first['command']}`, {path}.",
         "",
         "| images | slots | thresholds | seconds | plain loops | faster |",
         "|---|---|---|---|---|---|",
@@ -142,10 +142,10 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=at_least(1), default=5, help="timed rounds of each measurement")
-    parser.add_argument("--threads", type=at_least(1), default=os.cpu_count() or 1, help="threads of PyTorch")
+    parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads(), help="PyTorch's threads")
     parser.add_argument("--images", type=at_least(1), default=15_000, help="images of the larger measurement")
     parser.add_argument("--plain-images", type=at_least(1), default=500, help="images of that with plain loops")
-    parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
+    add_out(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     conditions = {
@@ -155,7 +155,7 @@ def main() -> None:
         **software("torch", "numpy"),
     }
     rows = [{**row, **conditions} for row in measure(arguments.images, arguments.plain_images, arguments.rounds)]
-    write_results("average-precision-cpu", rows, table(rows), arguments.out)
+    write_results("average-precision-cpu", rows, table, arguments.out)
 
 
 if __name__ == "__main__":

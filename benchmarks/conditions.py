@@ -3,6 +3,7 @@
 import csv
 import io
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,10 @@ from slotattn_fast.lock import locked
 
 RESULTS, README = Path("benchmarks/results"), Path("README.md")
 QUICK_RESULTS = Path("build/benchmarks")
+_DEFAULT = f"default {RESULTS}, whose tables are also put into {README}"
+
+Table = Callable[[list[dict[str, Any]], Path], str]
+"""Markdown of rows and the path of their file."""
 
 
 def commit() -> str:
@@ -47,9 +52,14 @@ def made(text: str) -> Path:
     return path
 
 
+def add_out(parser: ArgumentParser) -> None:
+    """The option --out."""
+    parser.add_argument("--out", type=made, default=RESULTS, help=f"folder of the results ({_DEFAULT})")
+
+
 def add_quick_out(parser: ArgumentParser) -> None:
     """The option --out of a command that has --quick; see `chosen_out`."""
-    parser.add_argument("--out", type=made, help=f"folder of the results (default {RESULTS}, --quick: {QUICK_RESULTS})")
+    parser.add_argument("--out", type=made, help=f"folder of the results ({_DEFAULT}; --quick: {QUICK_RESULTS})")
 
 
 def chosen_out(given: Namespace) -> Path:
@@ -78,22 +88,30 @@ def command(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
+def ran() -> str:
+    """The command that runs, as one would type it."""
+    module = sys.modules["__main__"].__spec__
+    return shlex.join(["python", "-m", module.name if module else sys.argv[0], *sys.argv[1:]])
+
+
 def software(*packages: str) -> dict[str, str]:
-    """Day, commit, and versions of Python and of these packages."""
+    """Day, command, commit, and versions of Python and of these packages."""
     from slotattn_fast.train.environment import installed_version  # with torch, which `--help` does without
 
     versions = {package: installed_version(package) or "none" for package in packages}
-    return {"date": today(), "commit": commit(), "python": platform.python_version(), **versions}
+    return {"date": today(), "commit": commit(), "command": ran(), "python": platform.python_version(), **versions}
 
 
-def write_results(name: str, rows: list[dict[str, Any]], table: str, folder: Path) -> None:
-    """Writes the rows as folder/NAME.csv and the table as folder/NAME.md and, if that is RESULTS, into README.md."""
+def write_results(name: str, rows: list[dict[str, Any]], table: Table, folder: Path) -> None:
+    """Writes the rows as folder/NAME.csv and their table as folder/NAME.md and, if that is RESULTS, into README.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_rows(folder / f"{name}.csv", rows)
-    write_text(folder / f"{name}.md", table)
-    print(table)
+    path = folder / f"{name}.csv"
+    write_rows(path, rows)
+    text = table(rows, path)
+    write_text(path.with_suffix(".md"), text)
+    print(text)
     if folder == RESULTS:
-        put_into_readme(f"{name}.md", table)
+        put_into_readme(f"{name}.md", text)
 
 
 def upsert(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) -> None:

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from .conditions import at_least
+
 SHAPES = ((64, 16384, 64, 7), (64, 4096, 32, 6), (64, 1225, 32, 4), (512, 1024, 64, 10))  # B, N, D_in, K
 DECODERS = ((64, 7, 128), (64, 6, 64), (64, 4, 35))  # B, K, side of the images
 MULTIPROCESSORS = 132
@@ -312,13 +314,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--iters", type=int, default=3, help="T")
+    parser.add_argument("--iters", type=at_least(0), default=3, help="T")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the inputs")
     parser.add_argument("--on-chip", action="store_true", help="the forward pass in one launch, at the shapes that fit")
-    parser.add_argument("--D", type=int, default=64, help="width of the slots")
+    parser.add_argument("--D", type=at_least(1), default=64, help="width of the slots")
     arguments = parser.parse_args()
-    if arguments.iters < 0:
-        parser.error(f"--iters must be at least 0, got {arguments.iters}")
     try:
         metadata.version("triton")
     except metadata.PackageNotFoundError:

@@ -13,22 +13,21 @@ that a model takes. Medians of all rounds. Writes data-cpu.csv and data-cpu.md, 
 import argparse
 import gzip
 import itertools
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tfrecord.reader import example_loader
-from tfrecord.writer import TFRecordWriter
 
 from benchmarks.conditions import add_quick_out, at_least, chosen_out, command, software, write_results
+from benchmarks.reasons import NOT_MEASURED
 from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.data.feed import feed
 from slotattn_fast.data.generated import sampler
@@ -53,6 +52,8 @@ RECORDS = (
 
 def write_records(path: Path, name: str, count: int, noise: bool) -> None:
     """A file of a published format with look-alikes in it."""
+    from tfrecord.writer import TFRecordWriter
+
     schema, rng = DATA_SETS[name], np.random.default_rng(0)
     (height, width, _), entities = schema.image, schema.entities[0]
     scenes = sampler(name)(0, np.arange(count))
@@ -87,6 +88,9 @@ def _values(array: np.ndarray) -> tuple[list[Any], str]:
 
 
 def measure_reading(folder: Path, rounds: int, one_in: int) -> list[Row]:
+    if find_spec("tfrecord") is None:
+        why = "the package tfrecord, which writes the files, is not installed"
+        return [_row("read", name, images, "records", None, why=why) for name, _, images in RECORDS]
     rows = []
     for name, count, images in RECORDS:
         count //= one_in
@@ -118,6 +122,8 @@ def _read_ours(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _read_tfrecord(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, int]:
+    from tfrecord.reader import example_loader
+
     count = 0
     for scene in example_loader(str(path), None, None, compression_type="gzip"):
         image, mask = scene["image"].view(np.uint8), scene["mask"].view(np.uint8)
@@ -170,38 +176,45 @@ def _median_seconds(call: Callable[[], None], rounds: int) -> float:
 
 
 def _row(
-    part: str, data: str, images: str, unit: str, speed: float, peer: float | None = None, ratio: float | None = None
+    part: str,
+    data: str,
+    images: str,
+    unit: str,
+    speed: float | None,
+    peer: float | None = None,
+    ratio: float | None = None,
+    why: str = "",
 ) -> Row:
-    print(
-        f"{part:5} {data:36} {images:8} {speed:10.0f} {unit}/s" + (f"  tfrecord {peer:.0f}/s" if peer else ""),
-        flush=True,
-    )
+    found = f"{NOT_MEASURED}: {why}" if speed is None else f"{speed:10.0f} {unit}/s"
+    print(f"{part:5} {data:36} {images:8} {found}" + (f"  tfrecord {peer:.0f}/s" if peer else ""), flush=True)
     return {
         "part": part,
         "data": data,
         "images": images,
         "unit": unit,
-        "a_second": round(speed, 1),
+        "a_second": "" if speed is None else round(speed, 1),
         "tfrecord_a_second": "" if peer is None else round(peer, 1),
         "times_tfrecord": "" if ratio is None else round(ratio, 1),
+        NOT_MEASURED: why,
     }
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Row], path: Path) -> str:
     """Markdown: a line for each measurement."""
     first = rows[0]
     lines = [
         f"{first['cpu']}, {first['threads']} threads (reading: 1), torch {first['torch']}, NumPy {first['numpy']}, "
         f"tfrecord {first['tfrecord']}, medians of {first['rounds']} rounds, commit {first['commit']}, "
-        f"{first['date']}: `python -m benchmarks.data`, benchmarks/results/data-cpu.csv.",
+        f"{first['date']}: `{first['command']}`, {path}.",
         "",
         "| what | data | images | a second | PyPI tfrecord | faster |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        peer, times = row["tfrecord_a_second"], row["times_tfrecord"]
+        speed, peer, times = row["a_second"], row["tfrecord_a_second"], row["times_tfrecord"]
+        found = f"{speed:,.0f} {row['unit']}" if speed else row[NOT_MEASURED]
         lines.append(
-            f"| {row['part']} | {row['data']} | {row['images']} | {row['a_second']:,.0f} {row['unit']} "
+            f"| {row['part']} | {row['data']} | {row['images']} | {found} "
             f"| {peer and f'{peer:,.0f}'} | {times and f'**{times:.0f}x**'} |"
         )
     return "\n".join(lines) + "\n"
@@ -211,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="an eighth of the scenes and one round")
     parser.add_argument("--rounds", type=at_least(1), default=5, help="timed rounds of each measurement")
-    parser.add_argument("--threads", type=at_least(1), default=os.cpu_count() or 1, help="of drawing and feeding")
+    parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads(), help="of drawing and feeding")
     add_quick_out(parser)
     arguments = parser.parse_args()
     out = chosen_out(arguments)
@@ -228,7 +241,7 @@ def main() -> None:
         rows += measure_drawing(rounds, arguments.threads, one_in)
         rows += measure_feeding(folder, rounds, arguments.threads, one_in)
     rows = [{**row, **conditions} for row in rows]
-    write_results("data-cpu", rows, table(rows), out)
+    write_results("data-cpu", rows, table, out)
 
 
 if __name__ == "__main__":

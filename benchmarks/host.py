@@ -11,12 +11,13 @@ Python. Times are the process's CPU time, medians with the 20th and 80th percent
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from .conditions import RESULTS, at_least, command, made, software, write_results
+from .conditions import add_out, at_least, command, software, write_results
 from .contenders import PASSES, make, problem
 from .measure import device_name, percentiles, samples
 from .module import shape_of
@@ -89,12 +90,12 @@ def measure(which: str, dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], path: Path) -> str:
     first = rows[0]
     lines = [
         f"{first['device']}, 1 thread, torch {first['torch']}, Triton {first['triton']}, Python {first['python']}, "
         f"medians of {first['rounds']} interleaved rounds (20th to 80th percentile), commit {first['commit']}, "
-        f"{first['date']}: `python -m benchmarks.host`, benchmarks/results/host-cpu.csv.",
+        f"{first['date']}: `{first['command']}`, {path}.",
         "",
         "| dtype | pass | | CPU time of a call, its kernels left out |",
         "|---|---|---|---|",
@@ -108,13 +109,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=at_least(2), default=200, help="timed rounds")
-    parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
+    add_out(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
     conditions = {"device": device_name(), "rounds": given.rounds, **software("torch", "triton")}
     rows = [row for dtype in DTYPES for which in PASSES for row in measure(which, dtype, given.rounds)]
     rows = [{**row, **conditions} for row in rows]
-    write_results("host-cpu", rows, table(rows), given.out)
+    write_results("host-cpu", rows, table, given.out)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ which it also puts into README.md.
 
 import argparse
 import statistics
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from benchmarks.conditions import RESULTS, at_least, command, made, software, write_results
+from benchmarks.conditions import add_out, at_least, command, software, write_results
 from benchmarks.measure import Call, captured, device_name, on_gpu, wall_times
 from slotattn_fast.matching import match
 
@@ -74,14 +75,13 @@ def measure(shape: tuple[int, int, int], rounds: int) -> list[Row]:
     return rows
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Row], path: Path) -> str:
     """Markdown: a line for each measurement."""
     first = rows[0]
-    name = f"matching-{first['device']}"
     lines = [
         f"{first['processor']}, torch {first['torch']}, SciPy {first['scipy']}, Triton {first['triton']}, float32, "
         f"medians of {first['rounds']} rounds, commit {first['commit']}, {first['date']}: "
-        f"`python -m benchmarks.matching`, benchmarks/results/{name}.csv.",
+        f"`{first['command']}`, {path}.",
         "",
         "| problems | targets x predictions | contender | ms | faster |",
         "|---|---|---|---|---|",
@@ -95,7 +95,7 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=at_least(1), default=15, help="timed rounds of each measurement")
-    parser.add_argument("--out", type=made, default=RESULTS, help="folder of the results")
+    add_out(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = "gpu" if on_gpu() else "cpu"
@@ -106,7 +106,7 @@ def main() -> None:
         **software("torch", "triton", "scipy", "numpy"),
     }
     rows = [row | conditions for shape in SHAPES for row in measure(shape, arguments.rounds)]
-    write_results(f"matching-{device}", rows, table(rows), arguments.out)
+    write_results(f"matching-{device}", rows, table, arguments.out)
 
 
 if __name__ == "__main__":

@@ -51,17 +51,21 @@ def device_name() -> str:
 def samples(calls: Mapping[Any, Callable[[], Any]], rounds: int, warm_up: int = WARM_UP) -> dict[Any, list[Sample]]:
     """Of every call in every round, one after the other, after `warm_up` rounds that are not counted.
 
+    Each round begins with another, so that none always comes after the same one.
+
     On a GPU, before each the device is idle and its L2 cache is filled with other data. A call that the CPU launches
     too slowly is measured with the gaps between its kernels, as in use; it has the head start of the cache's filling,
     0.1 ms.
     """
     found: dict[Any, list[Sample]] = {name: [] for name in calls}
     timed = _on_a_gpu() if on_gpu() else _timed
+    order = list(calls.items())
     for number in range(warm_up + rounds):
-        for name, call in calls.items():
+        for name, call in order:
             sample = timed(call)
             if number >= warm_up:
                 found[name].append(sample)
+        order = order[1:] + order[:1]
     return found
 
 

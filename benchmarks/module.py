@@ -24,8 +24,6 @@ Rows go into module.csv as soon as they are there, each in place of that of an e
 """
 
 import argparse
-import os
-import platform
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -35,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import contenders
-from .conditions import add_quick_out, at_least, chosen_out, command, commit, read_rows, today, upsert
+from .conditions import add_quick_out, at_least, chosen_out, command, read_rows, software, upsert
 from .contenders import NAMES, OURS, PASSES, agreeing, problem
 from .cost import Shape
 from .measure import (
@@ -270,19 +268,8 @@ def row(shape: Shape, which: str, name: str, measured: str) -> Row:
 
 
 def conditions(threads: int) -> Row:
-    from slotattn_fast.train.environment import installed_version
-
-    return {
-        "device": device_name(),
-        "where": "cuda" if on_gpu() else "cpu",
-        "threads": threads,
-        "torch": torch.__version__,
-        "triton": installed_version("triton") or "none",
-        "slot_attention": installed_version("slot-attention") or "none",
-        "python": platform.python_version(),
-        "commit": commit(),
-        "date": today(),
-    }
+    where = {"device": device_name(), "where": "cuda" if on_gpu() else "cpu", "threads": threads}
+    return where | software("torch", "triton", "slot-attention")
 
 
 def main() -> None:
@@ -292,7 +279,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing compiled")
     parser.add_argument("--sweeps", type=at_least(1), default=3, help="how often to go through all shapes")
     parser.add_argument("--rounds", type=at_least(2), default=3, help="timed rounds of each call in a sweep")
-    parser.add_argument("--threads", type=at_least(1), default=os.cpu_count() or 1, help="PyTorch's threads")
+    parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads(), help="PyTorch's threads")
     add_quick_out(parser)
     given = parser.parse_args()
     out = chosen_out(given)

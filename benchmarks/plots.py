@@ -60,7 +60,7 @@ def draw(ax: Axes, rows: Sequence[Row], size: str, kind: str) -> None:
     value = "ms_median" if kind == TIME else "peak_mib"
     for number, name in enumerate(NAMES):
         found = [row for row in rows if row["contender"] == name and row[value] and float(row[value]) > 0]
-        if not found:
+        if len(found) < 2:  # the compiled, which are not measured at every size
             continue
         x = [int(row[size]) for row in found]
         ax.plot(x, [float(row[value]) for row in found], "o-", ms=4, color=colour(number), label=label(name))

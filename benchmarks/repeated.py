@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", type=Path, help="folder of the first run's results")
     parser.add_argument("second", type=Path, help="of the second run's")
-    parser.add_argument("--out", type=made, default=RESULTS, help="folder of the table")
+    parser.add_argument("--out", type=made, default=RESULTS, help=f"folder of {NAME} (default {RESULTS})")
     given = parser.parse_args()
     if given.first.resolve() == given.second.resolve():
         parser.error(f"got {given.first} twice, expected the folders of two runs")

@@ -7,20 +7,20 @@ where their folder is benchmarks/results, and module-cpu-N-K.png and module-cpu-
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from slotattn_fast.atomic import write_text
 
-from .conditions import RESULTS, command, made, put_into_readme, read_rows
+from .conditions import RESULTS, add_out, command, put_into_readme, read_rows
 from .contenders import NAMES, OURS, PASSES, label
 from .module import CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, KEY, MEMORY, QUICK_SHAPES, TIME
-from .plots import plot
 from .reasons import NOT_MEASURED
 
 Row = dict[str, str]
 
-COLUMNS = (*KEY, "where", "date", "ms_median", "peak_mib", "sweeps", NOT_MEASURED)
+COLUMNS = (*KEY, "where", "date", "command", "ms_median", "peak_mib", "sweeps", NOT_MEASURED)
 """Of the file; one of an older version may lack some."""
 
 
@@ -31,12 +31,18 @@ def report(folder: Path) -> list[Path]:
         here = newest([row for row in rows if row["where"] == where])
         if not here:
             continue
-        text = tables(here)
+        text = tables(here, folder / CSV)
         file = folder / f"module-{where}.md"
         write_text(file, text)
         if folder == RESULTS:
             put_into_readme(file.name, text)
-        written += [file, *plot(here, folder / f"module-{where}")]
+        written.append(file)
+        try:
+            from .plots import plot  # which the tables do without
+        except ModuleNotFoundError as missing:
+            print(f'no plots: {missing}; `pip install -c constraints.txt -e ".[dev]"` installs it', file=sys.stderr)
+        else:
+            written += plot(here, folder / f"module-{where}")
     return written
 
 
@@ -48,17 +54,19 @@ def newest(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if (row["device"], row["threads"]) == (last["device"], last["threads"])]
 
 
-def tables(rows: Sequence[Row]) -> str:
+def tables(rows: Sequence[Row], path: Path) -> str:
     """Markdown: the conditions, time, memory, and who was not measured."""
     names = [name for name in NAMES if any(row["contender"] == name and not row[NOT_MEASURED] for row in rows)]
-    parts = [described(_shapes(rows)), time_table(rows, names), memory_table(rows, names)]
+    parts = [described(_shapes(rows), path), time_table(rows, names), memory_table(rows, names)]
     reasons = {(row["contender"], row[NOT_MEASURED]) for row in _shapes(rows) if row[NOT_MEASURED]}
     if reasons:
         parts.append("Not measured: " + "; ".join(f"{name}: {' '.join(why.split())}" for name, why in sorted(reasons)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def described(rows: Sequence[Row]) -> str:
+def described(rows: Sequence[Row], path: Path) -> str:
+    """Where, with what and how they were measured."""
+
     def all_of(column: str) -> str:
         return ", ".join(dict.fromkeys(row[column] for row in rows if row[column]))
 
@@ -68,10 +76,9 @@ def described(rows: Sequence[Row]) -> str:
     )
     return (
         f"{all_of('device')}, {all_of('threads')} threads, torch {all_of('torch')}, Triton {all_of('triton')}, "
-        f"slot-attention {all_of('slot_attention')}, Python {all_of('python')}; D = {DIM}, T = {ITERS}; medians of "
+        f"slot-attention {all_of('slot-attention')}, Python {all_of('python')}; D = {DIM}, T = {ITERS}; medians of "
         f"{all_of('rounds')} interleaved rounds (sweeps: {all_of('sweeps')}; 20th to 80th percentile); "
-        f"copy and matrix product {rates}; commit "
-        f"{all_of('commit')}, {all_of('date')}: `python -m benchmarks`, benchmarks/results/{CSV}."
+        f"copy and matrix product {rates}; commit {all_of('commit')}, {all_of('date')}: `{all_of('command')}`, {path}."
     )
 
 
@@ -152,7 +159,7 @@ def _memory(row: Row | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=made, default=RESULTS, help="folder of module.csv and of what is made of it")
+    add_out(parser)
     given = parser.parse_args()
     written = report(given.out)
     for file in written:

@@ -34,6 +34,12 @@ def benchmarks_aot(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+def test_only_is_a_regular_expression() -> None:
+    done = benchmarks_aot("--list", "--only", "(")
+    assert done.returncode == 2
+    assert "--only: got '(', expected a regular expression (missing )" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     """The quick rows, by id."""

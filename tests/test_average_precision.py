@@ -1,6 +1,7 @@
 """Average precision: as plain loops compute it from the text, and by hand."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,9 +200,9 @@ def test_coordinates_of_padding_may_be_anything():
 def test_benchmark_measures_what_its_table_says():
     rows = benchmark.measure(images=30, plain_images=5, rounds=1)
     assert [row["images"] for row in rows] == [5, 30]
-    conditions = dict.fromkeys(("cpu", "threads", "torch", "numpy", "rounds", "commit", "date"), "x")
+    conditions = dict.fromkeys(("cpu", "threads", "torch", "numpy", "rounds", "commit", "date", "command"), "x")
     few, many = benchmark._row(500, 0.01, 0.4, 40.1), benchmark._row(15_000, 0.25)
-    lines = benchmark.table([{**few, **conditions}, {**many, **conditions}]).splitlines()
+    lines = benchmark.table([{**few, **conditions}, {**many, **conditions}], Path("some.csv")).splitlines()
     assert lines[-2:] == ["| 500 | 10 | 5 | 0.010 | 0.40 | **40x** |", "| 15,000 | 10 | 5 | 0.250 |  |  |"]
 
 

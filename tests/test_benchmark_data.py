@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import data
+from benchmarks.reasons import NOT_MEASURED
 from slotattn_fast.data.generated import sampler
 from slotattn_fast.data.multi_object import label_map, read_scenes
 
@@ -36,12 +37,23 @@ def test_reading_compares_both_readers(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_every_row_is_in_the_table() -> None:
     conditions = dict.fromkeys(("cpu", "threads", "torch", "numpy", "tfrecord", "rounds", "commit", "date"), "x")
+    conditions["command"] = "python -m benchmarks.data --quick"
     rows = [
         data._row("read", "tetrominoes", "plain", "records", 1234.5, 100, 12.3),
         data._row("draw", "clevr", "", "scenes", 20),
+        data._row("read", "clevr", "", "records", None, why="no file"),
     ]
-    lines = data.table([{**row, **conditions} for row in rows]).splitlines()
-    assert lines[-2:] == [
+    lines = data.table([{**row, **conditions} for row in rows], Path("folder/data-cpu.csv")).splitlines()
+    assert lines[0].endswith(", x: `python -m benchmarks.data --quick`, folder/data-cpu.csv.")
+    assert lines[-3:] == [
         "| read | tetrominoes | plain | 1,234 records | 100 | **12x** |",
         "| draw | clevr |  | 20 scenes |  |  |",
+        "| read | clevr |  | no file |  |  |",
     ]
+
+
+def test_reading_without_the_peer_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(data, "find_spec", lambda name: None)
+    rows = data.measure_reading(tmp_path, rounds=1, one_in=1)
+    assert [row["data"] for row in rows] == [name for name, _, _ in data.RECORDS]
+    assert {row[NOT_MEASURED] for row in rows} == {"the package tfrecord, which writes the files, is not installed"}

@@ -75,7 +75,6 @@ def test_quick_results_are_not_those_of_the_repository(tmp_path: Path, monkeypat
     written: list[Path] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training_step, "measure", lambda *_: iter([[{"part": "step"}]]))
-    monkeypatch.setattr(training_step, "table", lambda *_: "")
     monkeypatch.setattr(training_step, "write_rows", lambda *_: None)
     monkeypatch.setattr(training_step, "write_results", lambda name, rows, text, folder: written.append(folder))
     for arguments in (["--quick"], []):

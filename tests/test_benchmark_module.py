@@ -1,14 +1,16 @@
 """The comparison of the module at toy size: what is wrong is not timed, what cannot run says why, rows replace rows."""
 
 import csv
+import sys
 from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks import __main__ as command
-from benchmarks import contenders, measure, module, plots, report
+from benchmarks import conditions, contenders, measure, module, plots, report
 from benchmarks.conditions import read_rows, upsert
 from benchmarks.cost import Shape
 from benchmarks.measure import Rates, Sample, give_memory_back, resident_growth, samples
@@ -62,7 +64,7 @@ def test_times_are_of_the_calls_and_in_turns(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "agreeing", agreeing)
     monkeypatch.setattr("benchmarks.measure._timed", timed)
     plain, own = module.times(Case(shape(), "forward", ("reference", "torch")), [], 3, RATES)
-    assert order == ["reference", "torch"] * 6  # the first three rounds are not counted
+    assert order == ["reference", "torch", "torch", "reference"] * 3  # the first three rounds are not counted
     assert (own["ms_median"], plain["ms_median"], plain["times_ours"]) == (2, 4, 2)
 
 
@@ -267,6 +269,7 @@ def test_tables_and_plots_are_made_of_the_rows_alone(measured: Path) -> None:
     assert cells[" reference "].rstrip().endswith("x**")
     assert "2 (99)" in text
     assert "commit " in text
+    assert f": `{conditions.ran()}`, {measured}/module.csv." in text
     rows = read_rows(measured / module.CSV)
     assert [row["N"] for row in plots.series(rows, "N") if row["contender"] == "torch" and row["measured"] == TIME] == [
         "10",
@@ -274,6 +277,23 @@ def test_tables_and_plots_are_made_of_the_rows_alone(measured: Path) -> None:
         "40",
     ]
     assert {row["measured"] for row in plots.series(rows, "K")} == {TIME, MEMORY}
+
+
+def test_tables_need_no_matplotlib(
+    measured: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "benchmarks.plots", None)
+    monkeypatch.delattr("benchmarks.plots")
+    assert [path.name for path in report.report(measured)] == ["module-cpu.md"]
+    assert "no plots: " in capsys.readouterr().err
+
+
+def test_a_contender_of_one_size_is_no_line(measured: Path) -> None:
+    rows = [row for row in plots.series(read_rows(measured / module.CSV), "N") if row["measured"] == TIME]
+    axes = Figure().subplots()
+    lone = next(row for row in rows if row["contender"] == "torch")
+    plots.draw(axes, [*(row for row in rows if row["contender"] != "torch"), lone], "N", TIME)
+    assert [line.get_label() for line in axes.get_lines()] == ["reference", "slot-attention", "limit of the machine"]
 
 
 def test_the_machine_of_the_last_rows_is_shown() -> None:
@@ -284,7 +304,8 @@ def test_the_machine_of_the_last_rows_is_shown() -> None:
 def test_the_committed_rows_can_be_reported(tmp_path: Path) -> None:
     (tmp_path / module.CSV).write_bytes(Path("benchmarks/results", module.CSV).read_bytes())
     written = report.report(tmp_path)
-    assert written[0].read_text() == Path("benchmarks/results", written[0].name).read_text()
+    text = written[0].read_text().replace(str(tmp_path), "benchmarks/results")
+    assert text == Path("benchmarks/results", written[0].name).read_text()
     assert len(written) == 3
 
 
@@ -305,6 +326,16 @@ def test_a_part_that_fails_does_not_keep_the_others(
     ]
     assert all(arguments[-2:] == ["--out", str(tmp_path / "new")] for arguments in called)
     assert "failed: forward, scaling" in capfd.readouterr().out
+
+
+def test_a_busy_machine_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command.subprocess, "call", lambda arguments: 0)
+    for load in (0.5, 1.5):
+        monkeypatch.setattr(command.os, "getloadavg", lambda load=load: (load, 9.0, 9.0))
+        command.run(["forward"], True, tmp_path)
+        assert ("the load of the last minute is 1.5: " in capsys.readouterr().out) is (load > 1)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Bytes and launches of the Triton backend, counted from its launches; and that count against what kernels touch."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -201,6 +202,14 @@ def test_the_decoders_end_touches_what_is_counted(together: bool, touched: list[
                 assert len(found) == len(np.unique(found)) == x.numel(), (launch.kernel, name)
             assert len(np.unique(found)) * x.element_size() == (launch.read | launch.written)[name]
             assert len(other) == 0
+
+
+@pytest.mark.parametrize("given", [["--D", "0"], ["--iters", "-1"]])
+def test_sizes_are_told(given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["cost", *given])
+    with pytest.raises(SystemExit):
+        cost.main()
+    assert f"argument {given[0]}: got {given[1]}, expected an integer, at least " in capsys.readouterr().err
 
 
 def test_expanded_inputs_count_once() -> None:

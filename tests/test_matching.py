@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -351,7 +352,9 @@ def test_the_benchmark_checks_and_tells_every_measurement(monkeypatch: pytest.Mo
     assert [row["contender"] for row in found][:3] == [benchmark.LOOP, "match", "match, unchecked"]
     assert (found[0]["times_faster"], found[0]["rows"], found[0]["columns"]) == (1, 3, 4)
     conditions = dict.fromkeys(("device", "processor", "torch", "scipy", "triton", "rounds", "commit", "date"), "x")
-    lines = benchmark.table([row | conditions for row in found]).splitlines()
+    conditions["command"] = "python -m benchmarks.matching"
+    lines = benchmark.table([row | conditions for row in found], Path("folder/matching-x.csv")).splitlines()
+    assert lines[0].endswith(": `python -m benchmarks.matching`, folder/matching-x.csv.")
     assert len(lines) == len(found) + 4
     assert lines[-1].startswith(f"| 2 | 3 x 4 | {found[-1]['contender']} | ")
 
