@@ -39,7 +39,7 @@ PARTS = {
     "memory": Part("peak memory of both", ("module", "memory"), _MODULE),
     "scaling": Part("time over N, K, B, D and T, memory over N and K", ("module", "scaling"), _MODULE),
     "discovery": Part("a training step of object discovery", ("discovery", "--rounds", "3"), ("--quick",)),
-    "property": Part("a training step of property prediction", ("property",), ("--quick",)),
+    "property": Part("a training step of property prediction", ("property", "--rounds", "3"), ("--quick",)),
     "matching": Part("matching predictions with targets, against SciPy", ("matching",), ("--rounds", "3")),
     "average-precision": Part("AP, against plain loops", ("average_precision",), ("--images", "500")),
     "data": Part("reading, drawing and feeding scenes", ("data", "--rounds", "2"), ("--quick",)),

@@ -137,7 +137,7 @@ def measure_drawing(rounds: int, threads: int, one_in: int) -> list[Row]:
     with ThreadPoolExecutor(threads) as pool:
         for name in GENERATED:
             sample = sampler(name)
-            batches = threads * (2 if name.startswith("clevr") else 32)
+            batches = threads * (1 if name.startswith("clevr") else 32)
 
             def draw(sample: Callable[..., Any] = sample, batches: int = batches) -> None:
                 list(pool.map(lambda i: sample(0, np.arange(i * size, (i + 1) * size)), range(batches)))

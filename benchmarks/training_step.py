@@ -42,6 +42,7 @@ from benchmarks.conditions import (
 from benchmarks.measure import (
     WARM_UP,
     device_name,
+    give_memory_back,
     in_fresh_process,
     on_gpu,
     peak_bytes,
@@ -241,6 +242,7 @@ def peak_mib(kind: type[Step], contender: Contender, preset: str, batch: int, th
 
 def _peak_mib_here(kind: type[Step], contender: Contender, preset: str, batch: int, threads: int) -> float:
     torch.set_num_threads(threads)
+    give_memory_back()
     kind(contender, preset, 1)()  # what is loaded on first use is not the step's
     step = kind(contender, preset, batch)
     return resident_growth(step)[0]
@@ -270,7 +272,8 @@ class Measured:
                 self.notes[contender]["peak_mib"] = round(peak_mib(kind, contender, preset, batch, threads), 1)
             except Exception as failure:  # as when the system ends the process
                 print(f"{preset}, {contender}: peak memory {NOT_MEASURED}: {failed(failure)}", file=sys.stderr)
-            self.notes[contender]["gflop"] = "" if contender.compiled else round(gflop(step), 1)
+            if contender in (PLAIN, OURS):  # what is compiled is not seen, and a precision changes nothing
+                self.notes[contender]["gflop"] = round(gflop(step), 1)
         self.times: dict[Contender, list[float]] = {contender: [] for contender in self.steps}
         self.parts: dict[Contender, list[dict[tuple[str, str], float]]] = {
             contender: [] for contender in (PLAIN, OURS) if contender in self.steps

@@ -198,7 +198,8 @@ def test_only_ours_has_images_in_channels_last_order(kind: type[Step]) -> None:
 def test_peak_memory_is_that_of_the_activations() -> None:
     # What the plain decoder keeps for the backward pass: 64 channels of the copied slots, 32 of three layers.
     kept = 8 * 4 * 35 * 35 * (64 + 3 * 32) * 4 / 2**20
-    assert kept < training_step._peak_mib_here(DiscoveryStep, PLAIN, "tetrominoes", 8, 1) < 6 * kept
+    peaks = [training_step.peak_mib(DiscoveryStep, PLAIN, "tetrominoes", 8, 1) for _ in range(3)]
+    assert kept < min(peaks) <= max(peaks) < 1.03 * min(peaks) < 4 * kept
 
 
 @KINDS
