@@ -18,7 +18,7 @@ PASSES = ("forward, first", "forward", "backward, query", "backward, inputs")  #
 MAPS = ("map", "map over inputs")
 ON_CHIP = ("on chip",)
 EXTREMES = ("forward", "backward, inputs")  # the least and the most that a program holds
-SLOTS = ("absorb", "first query", "update", "update, backward", "first query, backward", "absorb, backward")
+SLOTS = ("absorb", "first query", "update", "update, backward", "first query, backward", "weights", "absorb, backward")
 MIXTURE = ("mixture", "mixture, backward")
 MATCHING = ("matching",)
 
@@ -85,8 +85,8 @@ CASES = (
     # Over the slots everything is float32.
     Case("discovery", variants=SLOTS, dtypes=("fp32",), targets=EVERY_TARGET),
     # But for the products of bfloat16 calls.
-    Case("discovery", variants=("update, tf32", "update, backward, tf32"), dtypes=("fp32",)),
-    Case("set prediction", B=512, N=1024, K=10, variants=("update", "update, backward"), dtypes=("fp32",)),
+    Case("discovery", variants=("update, tf32", "update, backward, tf32", "weights, tf32"), dtypes=("fp32",)),
+    Case("set prediction", B=512, N=1024, K=10, variants=("update", "update, backward", "weights"), dtypes=("fp32",)),
     Case("width 128", D_in=128, D=128, hidden=256, variants=SLOTS, dtypes=("fp32",)),
     Case("heads 4", heads=4, variants=SLOTS, dtypes=("fp32",)),
     Case("fp64 scalars", scalars="fp64", variants=SLOTS, dtypes=("fp32",)),
@@ -215,6 +215,21 @@ def slots_launch(case: Case, dtype: str, target: str, precision: str = "tf32x3")
     return Launch(arguments, {"num_warps": config.num_warps, "num_stages": config.num_stages}, 0)
 
 
+def weights_launch(case: Case, dtype: str, target: str, precision: str = "tf32x3") -> Launch:
+    """Of the kernel that sums over the rows of all iterations."""
+    launch, (D, H, E) = (
+        slots_launch(case, dtype, target, precision),
+        (case.D, case.hidden, case.heads * (case.D_in + 1)),
+    )
+    C, device = launch.arguments["C"], TARGETS[target]
+    shapes = ((D, E), (E, 3 * D), (3 * D, D), (H, D), (D, H))
+    M, S = case.T * case.B * case.K, case.T * -(-case.B * case.K // launch.arguments["BR"])
+    config = kernel_module("launch").weights_config(M, shapes, C, device.multiprocessors, device.warp_size, precision)
+    arguments: dict[str, Any] = launch.arguments | {"M": M, "rows": config.rows, "S": S, "sums": -(-S // config.parts)}
+    arguments |= {"E": E, "BLOCK": config.block, "BM": config.block_rows, "PRECISION": config.precision}
+    return Launch(arguments, {"num_warps": config.num_warps, "num_stages": config.num_stages}, 0)
+
+
 def on_chip_launch(case: Case, dtype: str, target: str) -> Launch:
     """Of the kernel that holds an image on the chip over all iterations."""
     block_n, precision = kernel_module("launch").ON_CHIP_INPUTS, "tf32" if dtype == "bf16" else "tf32x3"
@@ -274,6 +289,8 @@ VARIANTS = {
         "update_backward", "update_bwd_kernel", partial(slots_launch, precision="tf32"), looped=False
     ),
     "first query, backward": Variant("update_backward", "query_bwd_kernel", slots_launch, looped=False),
+    "weights": Variant("weights", "weights_bwd_kernel", weights_launch, looped=False, dots=False),
+    "weights, tf32": Variant("weights", "weights_bwd_kernel", partial(weights_launch, precision="tf32"), looped=False),
     "absorb, backward": Variant("absorb", "absorb_bwd_kernel", slots_launch, looped=False),
     "mixture": Variant("mixture", "mixture_loss_fwd_kernel", mixture_launch, units=1, looped=False, dots=False),
     "mixture, backward": Variant(

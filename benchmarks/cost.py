@@ -32,7 +32,7 @@ SHAPES = ((64, 16384, 64, 7), (64, 4096, 32, 6), (64, 1225, 32, 4), (512, 1024, 
 DECODERS = ((64, 7, 128), (64, 6, 64), (64, 4, 35))  # B, K, side of the images
 MULTIPROCESSORS = 132
 STATS = ("mean_ptr", "rstd_ptr")
-ROWS = (  # of all iterations; a launch writes those of one
+ROWS = (  # of all iterations; a launch writes those of one, and that for the weights reads all
     *("slots_normed", "d_query", "mean", "d_updates", "slots_rows", "d_recurrent", "new_normed", "d_hidden"),
     *("hidden_rows", "d_out", "columns"),
 )
@@ -50,6 +50,7 @@ WRITTEN = {
     "update_fwd_kernel": ("sums", "new_slots", "query"),
     "query_bwd_kernel": ("d_slots", *ROWS),
     "update_bwd_kernel": ("d_slots", "d_sums", *ROWS),
+    "weights_bwd_kernel": ("out",),
     "mixture_loss_fwd_kernel": ("partials",),
     "mixture_loss_bwd_kernel": ("d_maps",),
     "match_kernel": ("columns",),
@@ -118,7 +119,8 @@ def accesses(kernel: str, arguments: dict[str, Any]) -> tuple[dict[str, int], di
             continue
         first = name in STATS and arguments.get("FIRST", False)
         side = written if first or name in WRITTEN[kernel] else read
-        side[name] = nbytes(value) // (value.shape[0] if name in ROWS else 1)
+        one_of_many = name in ROWS and kernel != "weights_bwd_kernel"
+        side[name] = nbytes(value) // (value.shape[0] if one_of_many else 1)
     return read, written
 
 
@@ -192,17 +194,20 @@ def recorded(*, run: bool = False) -> Iterator[Plan]:
         if name in WRITTEN
     ]
     multiprocessors = ops.multiprocessors
+    asking = (ops, slot_ops)
     try:
         for module, name, kernel in kernels:
             setattr(module, name, _Kernel(kernel, name, plan, run))
         if not run:
-            ops.multiprocessors = lambda device: MULTIPROCESSORS
+            for module in asking:
+                module.multiprocessors = lambda device: MULTIPROCESSORS
         with _Operators(plan), torch.no_grad():
             yield plan
     finally:
         for module, name, kernel in kernels:
             setattr(module, name, kernel)
-        ops.multiprocessors = multiprocessors
+        for module in asking:
+            module.multiprocessors = multiprocessors
 
 
 def call(shape: Shape, device: str) -> tuple[dict[str, Tensor], Any]:

@@ -1,5 +1,6 @@
 """How the kernels are launched: a pure function of shapes, dtype and device, never of a measurement at run time."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 # Of the queries of one image and iteration, padded, in the inputs' type. In the last backward pass an iteration takes
@@ -115,6 +116,45 @@ def update_config(
         num_warps=256 // warp_size,
         num_stages=num_stages if precision == "ieee" else 2,
     )
+
+
+class WeightsConfig(NamedTuple):
+    """The launch of the kernel of weights.py: a program for each block of the gradients and each part of the rows."""
+
+    precision: str  # of the dots
+    block: int  # rows and columns of a block
+    block_rows: int  # what one dot sums over
+    blocks: int
+    parts: int
+    rows: int  # of a part
+    num_warps: int
+    num_stages: int
+
+
+def weights_config(
+    num_rows: int,
+    shapes: Sequence[tuple[int, int]],
+    columns: int,
+    multiprocessors: int,
+    warp_size: int = 32,
+    precision: str = "tf32x3",
+) -> WeightsConfig:
+    """The launch for so many rows, gradients of these shapes, and sums over this many columns.
+
+    Only "tf32", where a call allows it, goes to the tensor cores: what they cut off would add up over the rows. Two
+    programs for each multiprocessor, but of 64 rows or more.
+    """
+    precision = "tf32" if precision == "tf32" and warp_size == 32 else "ieee"
+    block, block_rows = 64, 32 if precision == "tf32" else 16
+    blocks = sum(-(-rows // block) * -(-columns // block) for rows, columns in shapes)
+    # The sums over columns are next to nothing.
+    parts = max(1, min(num_rows // 64, 2 * multiprocessors // blocks))
+    rows = max(1, -(-num_rows // (parts * block_rows))) * block_rows
+    parts = max(1, -(-num_rows // rows))
+    blocks += -(-columns // block)
+    # Shared memory for two programs a multiprocessor
+    num_stages = 2 if precision == "tf32" else 3
+    return WeightsConfig(precision, block, block_rows, blocks, parts, rows, 256 // warp_size, num_stages)
 
 
 def update_serves(D: int, D_in: int, hidden: int | None, heads: int) -> bool:

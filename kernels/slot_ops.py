@@ -8,11 +8,12 @@ from torch import Tensor
 
 from .absorb import absorb_bwd_kernel, absorb_fwd_kernel
 from .arguments import Projections, Settings, Weights
-from .device import WARP_SIZE, hopper, precision
-from .launch import ON_CHIP_INPUTS, UpdateConfig, fits_on_chip, update_config
+from .device import WARP_SIZE, hopper, multiprocessors, precision
+from .launch import ON_CHIP_INPUTS, UpdateConfig, fits_on_chip, update_config, weights_config
 from .onchip import on_chip_fwd_kernel
 from .update import query_fwd_kernel, update_fwd_kernel
 from .update_backward import query_bwd_kernel, update_bwd_kernel
+from .weights import weights_bwd_kernel
 
 
 def absorb(p: Projections, heads: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -275,34 +276,42 @@ def first_query_backward(
     )  # fmt: skip
 
 
-def weight_gradients(rows: Rows, w: Weights) -> Weights:
-    """The gradients to the weights, once every iteration has left its rows: a product for each matrix, and one sum."""
+def weight_gradients(rows: Rows, w: Weights, dtype: torch.dtype = torch.float32) -> Weights:
+    """The gradients to the weights, once every iteration has left its rows: one launch, and the sum of its parts.
 
-    def product_of_rows(left: Tensor | None, right: Tensor | None) -> Tensor | None:
-        return None if left is None or right is None else torch.mm(left.flatten(0, 1).mT, right.flatten(0, 1))
-
-    D = rows.slots_normed.shape[-1]
-    # Copies, as the outputs of an operator must not be views of each other.
-    # (PyTorch's annotations know this operator only with out=.)
-    sums: tuple[Tensor, ...] = torch.split_with_sizes_copy(  # type: ignore[func-returns-value, assignment]
-        rows.columns.flatten(0, 1).sum(0), _column_widths(D, w)
-    )
-    query_bias, norm_slots, value_bias, recurrent_bias, norm_pre_ff, out_bias, hidden_bias = sums
+    They are views of one tensor.
+    """
+    _check_contiguous(*rows)
+    (T, R, D), (E, V), H, C = rows.slots_normed.shape, w.value.shape, _hidden_width(w), rows.columns.shape[-1]
+    products = [(D, E), (E, V), *[(V, D)] * (w.recurrent is not None), *[(H, D), (D, H)] * (w.hidden is not None)]
+    c = weights_config(T * R, products, C, multiprocessors(w.query.device), WARP_SIZE, precision(dtype))
+    widths = [n * m for n, m in products] + _column_widths(D, w)
+    parts, S = w.query.new_empty(c.parts, sum(widths)), rows.columns.shape[:2].numel()
+    weights_bwd_kernel[(c.blocks, c.parts)](
+        *rows, parts, T * R, c.rows, S, triton.cdiv(S, c.parts),
+        D, E, V, H, C, c.block, c.block_rows, c.precision,
+        num_warps=c.num_warps, num_stages=c.num_stages,
+    )  # fmt: skip
+    found = iter(parts.sum(0).split(widths))
+    query, value = (next(found).view(shape) for shape in products[:2])
+    recurrent = None if w.recurrent is None else next(found).view(V, D)
+    hidden, out = (None, None) if w.hidden is None else (next(found).view(H, D), next(found).view(D, H))
+    query_bias, norm_slots, value_bias, recurrent_bias, norm_pre_ff, out_bias, hidden_bias = found
     return Weights(
-        query=torch.mm(rows.slots_normed.flatten(0, 1).mT, rows.d_query.flatten(0, 1)),
+        query=query,
         query_bias=query_bias,
-        value=torch.mm(rows.mean.flatten(0, 1).mT, rows.d_updates.flatten(0, 1)),
+        value=value,
         value_bias=None if w.value_bias is None else value_bias,
         norm_slots=None if w.norm_slots is None else norm_slots.view(2, D),
         norm_updates=None,
         gates=None,
         gates_bias=None,
-        recurrent=product_of_rows(rows.d_recurrent, rows.slots),
+        recurrent=recurrent,
         recurrent_bias=None if w.recurrent_bias is None else recurrent_bias,
         norm_pre_ff=_norm_pre_ff_gradient(norm_pre_ff, w),
-        hidden=product_of_rows(rows.d_hidden, rows.new_normed),
+        hidden=hidden,
         hidden_bias=None if w.hidden is None else hidden_bias,
-        out=product_of_rows(rows.d_out, rows.hidden),
+        out=out,
         out_bias=None if w.hidden is None else out_bias,
     )
 

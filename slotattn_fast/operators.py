@@ -148,7 +148,7 @@ def _register(backend: str, kept: tuple[str, ...]) -> type[Function]:
         return *grads[:2], None, None, *grads[2:], *[None] * len(ctx.s)
 
     torch.library.impl(forward_name, "CompositeExplicitAutograd", forward)
-    torch.library.impl(backward_name, "CompositeExplicitAutograd", backward)
+    torch.library.impl(backward_name, "CompositeExplicitAutograd", lambda *given: list(map(_alone, backward(*given))))
     torch.library.register_autograd(forward_name, differentiate, setup_context=setup_context)
     return _function("SlotAttention", forward, setup_context, differentiate)
 
@@ -164,6 +164,11 @@ def _function(
 
     parts = {"forward": staticmethod(forward_and_setup), "backward": staticmethod(backward)}
     return type(name, (Function,), parts)
+
+
+def _alone(x: Tensor) -> Tensor:
+    """A copy of what is a view of more, as the outputs of an operator must not share memory."""
+    return x.clone() if x.untyped_storage().nbytes() > x.nbytes else x
 
 
 def gradients_of(

@@ -165,7 +165,7 @@ def _backward_fused(
         query_partials, d_carry = attend(t, d_sums), d_slots[t]
     d_initial = torch.empty_like(slots)
     slot_ops.first_query_backward(query_partials, d_carry, slots, w, s, d_initial, rows, slots.dtype)
-    return d_initial, slot_ops.weight_gradients(rows, w)
+    return d_initial, slot_ops.weight_gradients(rows, w, slots.dtype)
 
 
 def _backward_by_operators(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from slotattn_fast.kernels import mixture_ops
+from slotattn_fast.kernels import mixture_ops, slot_ops
 from slotattn_fast.kernels.launch import CallConfig
 from torch import Tensor
 
@@ -229,6 +229,24 @@ def test_arguments_on_the_chip_are_those_of_the_launcher() -> None:
     shape = cost.Shape(case.B, case.N, case.D_in, case.K, case.D, case.T, torch.bfloat16)
     forward, _ = cost.plans(shape, config=CallConfig(case.B, on_chip=True))
     assert_compiled_alike(forward.launches[-1], Row(case, "on chip", "bf16", "sm_90"))
+
+
+@pytest.mark.parametrize(
+    ("id", "precision", "variant"),
+    [
+        ("discovery", "tf32x3", "weights"),
+        ("discovery", "tf32", "weights, tf32"),
+        ("set prediction", "tf32x3", "weights"),
+    ],
+)
+def test_arguments_for_the_weights_are_those_of_the_launcher(
+    id: str, precision: str, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot_ops, "precision", lambda dtype: precision)
+    case = next(case for case in CASES if case.id == id and variant in case.variants)
+    shape = cost.Shape(case.B, case.N, case.D_in, case.K, case.D, case.T, torch.bfloat16)
+    launch = next(launch for launch in cost.plans(shape)[1].launches if launch.kernel == "weights_bwd_kernel")
+    assert_compiled_alike(launch, Row(case, variant, "fp32", "sm_90"))
 
 
 @pytest.mark.parametrize("id", ["discovery", "multi-dsprites", "tetrominoes", "slots 64", "feature map"])

@@ -23,12 +23,12 @@ LARGE = DISCOVERY.B * DISCOVERY.N * DISCOVERY.K
 def test_every_pass_reads_the_inputs_once(T: int) -> None:
     shape = DISCOVERY._replace(T=T)
     forward, backward = plans(shape)
-    for plan in (forward, backward):
+    for plan, for_weights in ((forward, 0), (backward, 1)):
         assert plan.moved("x_ptr", written=False) == T * shape.unit
         assert plan.moved("x_ptr", read=False) == 0
         passes = [launch for launch in plan.launches if launch.kernel.startswith("attend")]
-        # One over the slots for each, the first query's, and that of the absorbed projections.
-        assert len(plan.launches) == (2 * T + 2 if T else 1)
+        # One over the slots for each, the first query's, the weights', and that of the absorbed projections.
+        assert len(plan.launches) == (2 * T + 2 + for_weights if T else 1)
         reads = [launch.read.get("x_ptr") for launch in passes]
         assert reads == [shape.unit] * T
     assert forward.moved("d_x_ptr") == 0
@@ -143,9 +143,9 @@ def test_counted_is_what_the_kernels_touch(masked: bool, touched: list[Touched])
     shape = Shape(2, 300, 24, 3, 16, 2, torch.float16, masked)
     forward, backward = plans(shape, "cpu", run=True)
     launches = [*forward.launches, *backward.launches]
-    assert len(launches) == len(touched) == 2 * (2 * shape.T + 2)
+    assert len(launches) == len(touched) == 2 * (2 * shape.T + 2) + 1
     for launch, actual in zip(launches, touched, strict=True):
-        if not launch.kernel.startswith("attend"):
+        if not launch.kernel.startswith(("attend", "weights")):
             continue
         assert launch.read
         assert launch.written

@@ -29,8 +29,8 @@ def compiled(*arguments: str) -> str:
 
 
 def test_every_kernel_is_launched() -> None:
-    # The projections, and the first query and their gradients; forward and backward, T times inputs and slots.
-    assert compiled("-c", COUNTED).split() == [str(2 + 2 + 4 * 3)]
+    # The projections, the first query and their gradients, the weights; both ways, T times inputs and slots.
+    assert compiled("-c", COUNTED).split() == [str(2 + 2 + 1 + 4 * 3)]
 
 
 def test_rows_and_table(tmp_path: Path) -> None:

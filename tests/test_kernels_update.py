@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from compare import DEVICE, Results, largest, normal, rms
 from slotattn_fast.kernels.arguments import Settings, Weights
 from slotattn_fast.kernels.device import precision
-from slotattn_fast.kernels.launch import update_config, update_serves
+from slotattn_fast.kernels.launch import WeightsConfig, update_config, update_serves, weights_config
 from torch import Tensor
 
 from slotattn_fast import slot_update
@@ -225,7 +226,7 @@ def by_kernels(x: Given, case: Case, dtype: torch.dtype = torch.float32) -> Resu
     found = {"d_slots": d_slots}
     for t in range(2):
         found |= {f"query {t}": queries[t], f"slots {t}": states[t], f"sums {t}": sums[t], f"d_sums {t}": d_sums[t]}
-    grads = slot_ops.weight_gradients(rows, w)
+    grads = slot_ops.weight_gradients(rows, w, dtype)
     return found | {f"d_{name}": grad for name, grad in grads._asdict().items() if grad is not None}
 
 
@@ -272,6 +273,37 @@ def test_without_tensor_cores(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(slot_ops, "update_config", lambda *sizes, **options: table(*sizes, **options)._replace(**other))
     single = x.to(torch.float32)
     assert_error_at_most_twice(by_kernels(single, case), by_pytorch(single, case), by_pytorch(x, case))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["plain", "wide", "heads-2", "k-means"])
+def test_gradients_to_the_weights_are_sums_of_parts(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = replace(next(case for case in CASES if case.id == name), batch=31)
+    monkeypatch.setattr(slot_ops, "multiprocessors", lambda device: 132)
+    configs = []
+
+    def table(*sizes: Any) -> WeightsConfig:
+        configs.append(weights_config(*sizes))
+        return configs[-1]
+
+    monkeypatch.setattr(slot_ops, "weights_config", table)
+    x = given(case)
+    single = x.to(torch.float32)
+    assert_error_at_most_twice(by_kernels(single, case, dtype), by_pytorch(single, case), by_pytorch(x, case))
+    assert [c.parts > 2 for c in configs] == [True]
+
+
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3", "ieee"])
+@pytest.mark.parametrize("num_rows", [0, 1, 63, 64, 129, 1344, 15360, 10**7])
+def test_parts_have_every_row_once(num_rows: int, precision: str) -> None:
+    c = weights_config(num_rows, [(64, 65), (65, 192), (192, 64), (128, 64), (64, 128)], 1153, 132, 32, precision)
+    assert c.blocks == 2 + 2 * 3 + 3 + 2 + 2 + 19
+    assert c.parts * c.rows >= num_rows > (c.parts - 1) * c.rows or num_rows == 0
+    assert c.rows % c.block_rows == 0
+    assert c.parts <= 2 * 132 / 15
+    assert c.parts == 1 or c.rows >= 64
 
 
 def test_two_calls_agree_to_the_bit() -> None:

@@ -64,3 +64,21 @@ def test_what_has_no_gradient_gets_no_zeros(backend: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(function, "backward", staticmethod(recorded))
     called(backend)
     assert seen == [[False, *(True for _ in operators.KEPT[backend])]]
+
+
+@backends
+def test_gradients_of_the_operator_share_no_memory(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those without it may: PyTorch forbids it to an operator."""
+    found = []
+    place = operators._placed
+
+    def placed(outputs: list[Tensor], *rest: Any) -> list[Tensor | None]:
+        found.append(outputs)
+        return place(outputs, *rest)
+
+    monkeypatch.setattr(operators, "_placed", placed)
+    monkeypatch.setattr(operators, "_direct", lambda *tensors: False)
+    called(backend)
+    assert len(found) == 1 + (backend == "triton")  # and those of the projections
+    for outputs in found:
+        assert len({x.untyped_storage().data_ptr() for x in outputs}) == len(outputs) > 5
