@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,14 +146,34 @@ def give_memory_back() -> None:
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any, preloaded: Sequence[str]) -> Any:
-    """What the function returns in a process of its own, which has imported the modules `preloaded`.
+    """What the function returns, or raises, in a process of its own, which has imported the modules `preloaded`.
 
-    A server imports them once and forks for each call, so that their seconds are spent once.
+    A server imports them once and forks for each call, so that their seconds are spent once. The process waits for
+    nobody, so that it ends too where this one is killed. Raises RuntimeError where it ends without an answer.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preloaded))
-    with ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(function, *arguments).result()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, function, arguments), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        result, failure = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"its process ended with {process.exitcode}") from None
+    process.join()
+    if failure is not None:
+        raise failure
+    return result
+
+
+def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        answer = function(*arguments), None
+    except Exception as failure:
+        answer = None, failure
+    sender.send(answer)
 
 
 def resident_growth(call: Callable[[], Any]) -> tuple[float, float]:

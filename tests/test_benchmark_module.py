@@ -1,7 +1,11 @@
 """The comparison of the module at toy size: what is wrong is not timed, what cannot run says why, rows replace rows."""
 
 import csv
+import os
+import signal
+import subprocess
 import sys
+import time
 from itertools import chain
 from pathlib import Path
 
@@ -13,7 +17,7 @@ from benchmarks import __main__ as command
 from benchmarks import conditions, contenders, measure, module, plots, report
 from benchmarks.conditions import read_rows, upsert
 from benchmarks.cost import Shape
-from benchmarks.measure import Rates, Sample, give_memory_back, resident_growth, samples
+from benchmarks.measure import Rates, Sample, give_memory_back, in_fresh_process, resident_growth, samples
 from benchmarks.module import MEMORY, TIME, Case
 from benchmarks.reasons import NOT_MEASURED
 
@@ -217,6 +221,50 @@ def test_peak_memory_is_what_a_call_holds_beyond_what_it_returns() -> None:
     assert least < beyond < 12 * least
     assert in_all > beyond + 50  # PyTorch itself
     assert module.peak_mib(shape(B, N, T=T), "forward+backward", "torch", 1)[0] < least
+
+
+def _kill(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_a_process_that_is_ended_from_outside_is_told() -> None:
+    with pytest.raises(RuntimeError, match="its process ended with -9"):
+        in_fresh_process(_kill, signal.SIGKILL, preloaded=())
+
+
+def test_what_a_process_raises_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        in_fresh_process(divmod, 1, 0, preloaded=())
+
+
+ENDLESS = """
+import os, sys, time
+from benchmarks.measure import in_fresh_process
+
+def fill(path):
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(2)
+
+if __name__ == "__main__":
+    in_fresh_process(fill, sys.argv[1], preloaded=())
+"""
+
+
+def test_a_process_ends_where_its_parent_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    told = tmp_path / "process"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "endless.py"), str(told)], env=environment)
+    until = time.monotonic() + 60
+    while not (told.exists() and told.read_text()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while Path("/proc", told.read_text()).exists():
+        assert time.monotonic() < until, "it is there still"
+        time.sleep(0.05)
 
 
 def test_growth_is_seen_again_after_memory_was_given_back() -> None:
