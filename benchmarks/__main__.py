@@ -1,6 +1,6 @@
 """Compares this project with the plain reference, compiled or not, and the PyPI package slot-attention.
 
-    python -m benchmarks                    everything below, within 10 minutes on 2 CPU cores or on a GPU
+    python -m benchmarks                    everything below, in about 10 minutes on 2 CPU cores or on a GPU
     python -m benchmarks --quick            at small sizes, within a minute, into build/benchmarks
     python -m benchmarks PART [PART ...]    some of it
     python -m benchmarks report             tables and plots of what is in module.csv, measuring nothing
@@ -12,13 +12,12 @@ Parts:
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from .conditions import add_quick_out, chosen_out, command
+from .conditions import add_quick_out, chosen_out, command, run_command
 
 BUSY = 0.7  # processes that compute, on average
 
@@ -67,7 +66,7 @@ def main() -> None:
     if given.against is not None:
         if others := [*given.parts, *["--quick"] * given.quick, *["--out"] * (given.out is not None)]:
             parser.error(f"--against: got it with {' '.join(others)}; it compares the module alone")
-        sys.exit(subprocess.call([sys.executable, "-m", "benchmarks.against", given.against]))
+        sys.exit(run_command([sys.executable, "-m", "benchmarks.against", given.against]))
     out = chosen_out(given)
     names = given.parts or list(PARTS)
     if "report" not in names:
@@ -83,7 +82,7 @@ def run(names: list[str], quick: bool, out: Path) -> int:
     for name, arguments in commands(names, quick).items():
         print(f"== {name}", flush=True)
         began = time.monotonic()
-        code = subprocess.call([sys.executable, "-m", *arguments, "--out", str(out)])
+        code = run_command([sys.executable, "-m", *arguments, "--out", str(out)])
         outcome = "done" if code == 0 else f"failed with {code}"
         print(f"== {name}: {outcome}, {time.monotonic() - began:.0f} s", flush=True)
         if code:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from .archive import extract
-from .conditions import at_least
+from .conditions import add_threads, at_least, command
 from .contenders import PASSES
 from .measure import WARM_UP, on_gpu
 
@@ -81,7 +81,7 @@ class Side:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            refuse(f"the process of {self.package.name} ended with {self.process.wait()}; it says why above")
+            refuse(f"the process of {self.package.name} ended with {self.process.wait()}; what it said is above")
         return line
 
     def close(self) -> None:
@@ -95,9 +95,14 @@ class Side:
 @contextmanager
 def packages(revision: str) -> Iterator[tuple[Path, Path]]:
     """Folders with the package of the revision and with that of the working tree, as they would be installed."""
-    named = subprocess.run(
-        ["git", "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}"], capture_output=True, check=False
-    )
+    try:
+        named = subprocess.run(
+            ["git", "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}"],
+            capture_output=True,
+            check=False,
+        )
+    except OSError as error:
+        refuse(f"--against: git cannot be run ({error.strerror})")
     found = named
     if not named.returncode:
         commit = named.stdout.decode().strip()
@@ -177,10 +182,14 @@ def main() -> None:
     parser.add_argument("revision", metavar="REV", help="a git revision, such as HEAD or a tag")
     parser.add_argument("--rounds", type=at_least(6), default=15, help="timed rounds of each pair of processes")
     parser.add_argument("--pairs", type=at_least(1), default=3, help="pairs of processes")
-    parser.add_argument("--threads", type=at_least(1), default=os.cpu_count() or 1, help="PyTorch's threads")
+    add_threads(parser)
     given = parser.parse_args()
-    sys.exit(1 if compare(given.revision, given.rounds, given.pairs, given.threads) else 0)
+    try:
+        slower = compare(given.revision, given.rounds, given.pairs, given.threads)
+    except OSError as error:
+        refuse(f"--against: {error}")
+    sys.exit(1 if slower else 0)
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

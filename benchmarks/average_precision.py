@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.conditions import add_out, at_least, command, software, write_results
+from benchmarks.conditions import add_out, add_threads, at_least, command, software, write_results
 from slotattn_fast.data.clevr_published import MAX_OBJECTS, MIN_OBJECTS, PROPERTIES
 from slotattn_fast.data.properties import properties_of, targets_of
 from slotattn_fast.metrics.average_precision import THRESHOLDS, average_precision
@@ -142,7 +142,7 @@ def table(rows: list[Row], path: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=at_least(1), default=5, help="timed rounds of each measurement")
-    parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads(), help="PyTorch's threads")
+    add_threads(parser)
     parser.add_argument("--images", type=at_least(1), default=15_000, help="images of the larger measurement")
     parser.add_argument("--plain-images", type=at_least(1), default=500, help="images of that with plain loops")
     add_out(parser)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import platform
 import shlex
 import signal
@@ -49,6 +50,8 @@ def made(text: str) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentTypeError(f"got {text}, expected a folder that can be made ({error.strerror})") from error
+    if not text or not os.access(path, os.W_OK):
+        raise ArgumentTypeError(f"got {text!r}, expected a folder that can be written to")
     return path
 
 
@@ -67,25 +70,53 @@ def chosen_out(given: Namespace) -> Path:
     return given.out or (QUICK_RESULTS if given.quick else RESULTS)
 
 
-def at_least(least: int) -> Callable[[str], int]:
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
     """The type of an option that is a number of this size."""
 
     def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise ArgumentTypeError(f"got {text}, expected an integer, at least {least}")
+        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            raise ArgumentTypeError(
+                f"got {text}, expected an integer, at least {least}" + (f" and at most {most}" if most else "")
+            )
         return int(text)
 
     return number
 
 
+def add_threads(parser: ArgumentParser, what: str = "PyTorch's threads") -> None:
+    """The option --threads, by default as many as PyTorch takes by itself, which OMP_NUM_THREADS decides."""
+    from torch import get_num_threads
+
+    threads = at_least(1, os.cpu_count())
+    parser.add_argument("--threads", type=threads, default=get_num_threads(), help=f"{what} (default %(default)s)")
+
+
 def command(main: Callable[[], None]) -> None:
     """Runs `main`; stopped by SIGINT or SIGTERM, it ends with 130 and a line, and what is in the files stays."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not README.exists():
+        sys.exit(f"{README}: not here; benchmarks run in the root of the repository")
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted; what was measured before is in the files", file=sys.stderr)
+        print("interrupted; the files of results have what was written before", file=sys.stderr)
         sys.exit(130)
+    except ModuleNotFoundError as missing:
+        sys.exit(f'{missing}; `pip install -c constraints.txt -e ".[dev]"` installs what benchmarks need')
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Runs another command and returns its exit status; where this one is stopped, that is too, and waited for."""
+    with subprocess.Popen(arguments) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            try:
+                process.wait(1)  # a terminal's Ctrl-C has reached it too
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait()
+            raise
 
 
 def ran() -> str:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.conditions import add_quick_out, at_least, chosen_out, command, software, write_results
+from benchmarks.conditions import add_quick_out, add_threads, at_least, chosen_out, command, software, write_results
 from benchmarks.reasons import NOT_MEASURED
 from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.data.feed import feed
@@ -224,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="an eighth of the scenes and one round")
     parser.add_argument("--rounds", type=at_least(1), default=5, help="timed rounds of each measurement")
-    parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads(), help="of drawing and feeding")
+    add_threads(parser, "threads of drawing and feeding")
     add_quick_out(parser)
     arguments = parser.parse_args()
     out = chosen_out(arguments)

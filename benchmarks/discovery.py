@@ -18,7 +18,7 @@ from slotattn_fast.mixture import reconstruction_loss
 from slotattn_fast.models.discovery import ObjectDiscovery
 from slotattn_fast.models.discovery_config import DiscoveryConfig
 
-BATCHES = {"tetrominoes": 32, "multi-dsprites": 8, "clevr6": 1}  # on a CPU
+BATCHES = {"tetrominoes": 32, "multi-dsprites": 8, "clevr6": 2}  # on a CPU
 QUICK_BATCHES = {"tetrominoes": 4}
 
 

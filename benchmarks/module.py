@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import contenders
-from .conditions import add_quick_out, at_least, chosen_out, command, read_rows, software, upsert
+from .conditions import add_quick_out, add_threads, at_least, chosen_out, command, read_rows, software, upsert
 from .contenders import NAMES, OURS, PASSES, agreeing, problem
 from .cost import Shape
 from .measure import (
@@ -273,6 +273,9 @@ def row(shape: Shape, which: str, name: str, measured: str) -> Row:
     return head | dict.fromkeys((*empty, *more, NOT_MEASURED), "")
 
 
+CONDITIONS = ("device", "where", "threads", "date", "commit", "command", "python", "torch", "triton", "slot-attention")
+
+
 def conditions(threads: int) -> Row:
     where = {"device": device_name(), "where": "cuda" if on_gpu() else "cpu", "threads": threads}
     return where | software("torch", "triton", "slot-attention")
@@ -285,17 +288,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing compiled")
     parser.add_argument("--sweeps", type=at_least(1), default=3, help="how often to go through all shapes")
     parser.add_argument("--rounds", type=at_least(2), default=3, help="timed rounds of each call in a sweep")
-    parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads(), help="PyTorch's threads")
+    add_threads(parser)
     add_quick_out(parser)
     given = parser.parse_args()
     out = chosen_out(given)
-    read_rows(out / CSV, KEY)  # ends the program, where it is damaged, before anything is measured
+    read_rows(out / CSV, COLUMNS)  # ends the program, where it is damaged, before anything is measured
     torch.set_num_threads(given.threads)
     where = conditions(given.threads)
     for rows in rows_of(given.parts, given.quick, given.sweeps, given.rounds, given.threads):
         upsert(out / CSV, [where | each for each in rows], KEY)
         for each in rows:
             print(described(each), flush=True)
+
+
+COLUMNS = (*CONDITIONS, *row(shape_of(1, 1, 1, torch.float32), "", "", ""))
+"""Of the file; one of an older version may lack some."""
 
 
 def described(each: Row) -> str:

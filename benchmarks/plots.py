@@ -32,7 +32,7 @@ def plot(rows: Sequence[Row], stem: Path) -> list[Path]:
                 draw(ax, [row for row in grown[size] if row["measured"] == kind], size, kind)
         handles = {text: line for ax in grid.flat for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False)
-        figure.suptitle(_title(next(row for found in grown.values() for row in found)), fontsize=10)
+        figure.suptitle(_title([row for found in grown.values() for row in found]), fontsize=10)
         path = stem.with_name(f"{stem.name}-{'-'.join(sizes)}.png")
         figure.savefig(path, dpi=110)
         written.append(path)
@@ -81,8 +81,9 @@ def draw(ax: Axes, rows: Sequence[Row], size: str, kind: str) -> None:
         ax.set_title(", ".join(f"{name} = {rows[0][name]}" for name in fixed), fontsize=9)
 
 
-def _title(row: Row) -> str:
+def _title(rows: Sequence[Row]) -> str:
+    row, commits = rows[0], ", ".join(dict.fromkeys(f"commit {row['commit']}, {row['date']}" for row in rows))
     return (
         f"One call of SlotAttention, forward and backward, {row['dtype']}\n{row['device']}, {row['threads']} threads, "
-        f"torch {row['torch']}, commit {row['commit']}, {row['date']}"
+        f"torch {row['torch']}, {commits}"
     )

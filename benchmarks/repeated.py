@@ -24,6 +24,7 @@ Row = Mapping[str, str]
 
 NAME = "repeated.md"
 RATES = ("copy_gb_per_s", "product_gflop_per_s")
+SPREAD = ("ms_p20", "ms_median", "ms_p80")
 STEP = ("device", "threads", "preset", "batch", "contender", "part", "pass")
 # By file: what tells a timing from the others, and the column of its ratio to another timing of the same rounds.
 FILES = {
@@ -46,10 +47,11 @@ class Twice(NamedTuple):
         return float(self.second[column]) / float(self.first[column])
 
 
-def both(first: Path, second: Path, key: Sequence[str]) -> list[Twice]:
-    """The timings that are in both files."""
+def both(first: Path, second: Path, key: Sequence[str], more: Sequence[str]) -> list[Twice]:
+    """The timings that are in both files. Ends the program where one is damaged or lacks one of these columns."""
     one, other = (
-        {tuple(row[name] for name in key): row for row in read_rows(p) if row["ms_median"]} for p in (first, second)
+        {tuple(row[name] for name in key): row for row in read_rows(p, (*key, *SPREAD, *more)) if row["ms_median"]}
+        for p in (first, second)
     )
     return [Twice(row, other[which]) for which, row in one.items() if which in other]
 
@@ -59,7 +61,7 @@ def table(first: Path, second: Path) -> str:
     lines = ["| file | timings | agree | medians, second by first | ratios, second by first |", "|---|---|---|---|---|"]
     apart, conditions, rates = [], [], ""
     for file, (key, ratio) in FILES.items():
-        found = both(first / file, second / file, key)
+        found = both(first / file, second / file, key, ("commit", "date", ratio, *(RATES if file == CSV else ())))
         if not found:
             continue
         missed = [twice for twice in found if not twice.agrees()]
@@ -69,11 +71,12 @@ def table(first: Path, second: Path) -> str:
         apart += [
             f"| {' '.join(t.first[name] for name in key[2:])} | {_ms(t.first)} | {_ms(t.second)} |" for t in missed
         ]
-        row = found[0].second
+        runs = dict.fromkeys(f"commit {row['commit']}, {row['date']}" for row in found[0])
         if file == CSV:
             copy, product = (" and ".join(f"{float(x[rate]):.0f}" for x in found[0]) for rate in RATES)
             rates = f"Copy {copy} GB/s, matrix product {product} GFLOP/s. "
-        conditions.append(f"{row['device']}, {row['threads']} threads, commit {row['commit']}, {row['date']}")
+        row = found[0].first
+        conditions.append(f"{row['device']}, {row['threads']} threads, {' and '.join(runs)}")
     if not conditions:
         raise FileNotFoundError(
             f"{first}, {second}: no timing is in both, expected two folders of `python -m benchmarks`"
@@ -95,7 +98,7 @@ def _middle(values: Sequence[float]) -> str:
 
 
 def _ms(row: Row) -> str:
-    low, middle, high = (f"{float(row[name]):.4g}" for name in ("ms_p20", "ms_median", "ms_p80"))
+    low, middle, high = (f"{float(row[name]):.4g}" for name in SPREAD)
     return f"{middle} ({low} to {high})"
 
 

@@ -15,13 +15,10 @@ from slotattn_fast.atomic import write_text
 
 from .conditions import RESULTS, add_out, command, put_into_readme, read_rows
 from .contenders import NAMES, OURS, PASSES, label
-from .module import CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, KEY, MEMORY, QUICK_SHAPES, TIME
+from .module import COLUMNS, CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, MEMORY, QUICK_SHAPES, TIME
 from .reasons import NOT_MEASURED
 
 Row = dict[str, str]
-
-COLUMNS = (*KEY, "where", "date", "command", "ms_median", "peak_mib", "sweeps", NOT_MEASURED)
-"""Of the file; one of an older version may lack some."""
 
 
 def report(folder: Path) -> list[Path]:

@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.conditions import (
     add_quick_out,
+    add_threads,
     at_least,
     chosen_out,
     software,
@@ -368,7 +369,7 @@ def main(kind: type[Step], batches: Mapping[str, int], quick: Mapping[str, int],
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small batches and 3 rounds")
     parser.add_argument("--rounds", type=at_least(2), default=5, help="timed rounds of each step")
-    parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads(), help="PyTorch's threads")
+    add_threads(parser)
     add_quick_out(parser)
     arguments = parser.parse_args()
     out = chosen_out(arguments)

@@ -1,6 +1,8 @@
 """The comparison with a git revision: a module that was slowed is found, the same code is not called slower."""
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,60 @@ def test_the_working_tree_is_what_is_now(tmp_path: Path) -> None:
             assert (package / "slotattn_fast" / "kernels" / "attend.py").is_file()
             assert (package / "slotattn_fast" / "reference" / "slot_attention.py").is_file()
         assert (now / "slotattn_fast" / "functional.py").read_text() == Path("slotattn_fast/functional.py").read_text()
+
+
+def test_rounds_count_after_the_warm_up_and_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Side:
+        sums = (1.0,)
+
+        def __init__(self, package: Path, case: against.Case, threads: int) -> None:
+            self.name = package.name
+
+        def milliseconds(self) -> float:
+            order.append(self.name)
+            slow = 100 if self.name == "now" and len(order) <= 2 * against.WARM_UP else 1
+            return slow * {"then": 2.0, "now": 3.0}[self.name]
+
+        def close(self) -> None:
+            order.append(f"{self.name} closed")
+
+    monkeypatch.setattr(against, "Side", Side)
+    assert against.ratios(Path("then"), Path("now"), CASE, 3, 1) == [1.5] * 3
+    assert order == [*(["now", "then", "then", "now"] * 3)[: 2 * (3 + against.WARM_UP)], "now closed", "then closed"]
+
+
+def test_one_slower_case_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def packages(revision: str) -> Iterator[tuple[Path, Path]]:
+        yield Path("then"), Path("now")
+
+    monkeypatch.setattr(against, "packages", packages)
+    for which in ("none", *against.PASSES):
+        monkeypatch.setattr(against, "ratios", lambda *given, which=which: [2.0 if given[2][3] == which else 1.0] * 9)
+        monkeypatch.setattr("sys.argv", ["against", "HEAD", "--pairs", "1", "--threads", "1"])
+        with pytest.raises(SystemExit) as end:
+            against.main()
+        assert end.value.code == (which != "none")
+
+
+def test_both_sides_take_gradients() -> None:
+    with against.packages("HEAD") as (then, now):
+        for package in (then, now):
+            for which, results in zip(against.PASSES, (1, 2 + 18), strict=True):
+                side = against.Side(package, (1, 16, 2, which), 1)
+                assert len(side.sums) == results
+                side.close()
+
+
+def test_without_git_nothing_is_compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("sys.argv", ["against", "HEAD"])
+    with pytest.raises(SystemExit) as end:
+        against.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("--against: git cannot be run (No such file")
 
 
 def test_a_revision_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:

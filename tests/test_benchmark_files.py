@@ -68,7 +68,50 @@ def test_interrupted_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit) as end:
         conditions.command(main)
     assert end.value.code == 130
-    assert capsys.readouterr().err == "interrupted; what was measured before is in the files\n"
+    assert capsys.readouterr().err == "interrupted; the files of results have what was written before\n"
+
+
+def test_benchmarks_run_in_the_root_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"README\.md: not here; benchmarks run in the root of the repository"):
+        conditions.command(lambda: None)
+
+
+def test_a_package_that_is_missing_is_told() -> None:
+    def main() -> None:
+        raise ModuleNotFoundError("No module named 'triton'")
+
+    with pytest.raises(SystemExit, match="No module named 'triton'; `pip install "):
+        conditions.command(main)
+
+
+STOPPED = """
+import signal, sys
+from benchmarks.conditions import command, run_command
+
+command(lambda: run_command([sys.executable, "-c", sys.argv[1]]))
+"""
+CHILD = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+print("there", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    print("in peace", flush=True)
+"""
+
+
+def test_what_runs_is_stopped_too_and_waited_for() -> None:
+    arguments = [sys.executable, "-c", STOPPED, CHILD]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n"
+        process.terminate()
+        told, complaint = process.communicate(timeout=30)
+    assert (process.returncode, told) == (130, "in peace\n")
+    assert complaint.startswith("interrupted; ")
 
 
 def test_quick_results_are_not_those_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,76 @@ def test_times_are_of_the_calls_and_in_turns(monkeypatch: pytest.MonkeyPatch) ->
     assert (own["ms_median"], plain["ms_median"], plain["times_ours"]) == (2, 4, 2)
 
 
+def test_times_ours_is_the_median_of_the_rounds_ratios() -> None:
+    ms = {"reference": (4.0, 2.0, 12.0), "torch": (1.0, 2.0, 4.0)}
+    before = [{name: Sample(values[i], 1.0) for name, values in ms.items()} for i in range(3)]
+    none_more: dict[str, list[Sample]] = {name: [] for name in ms}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "samples", lambda *_: none_more)
+        patched.setattr(module, "agreeing", lambda *_: (none_more, [{"contender": name} for name in ms]))
+        plain, own = module.times(Case(shape(), "forward", tuple(ms)), before, 0, RATES)
+    assert (plain["ms_median"], own["ms_median"], plain["times_ours"]) == (4, 2, 3)  # of 4, 1 and 3
+
+
+def test_a_sample_is_in_milliseconds_of_the_clock_and_of_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = {"perf_counter": iter((1.0, 1.5)), "process_time": iter((2.0, 2.75))}
+    for name, ticks in clocks.items():
+        monkeypatch.setattr(measure.time, name, lambda ticks=ticks: next(ticks))
+    assert measure._timed(lambda: None) == Sample(500, 750)
+
+
+def test_the_limit_is_the_larger() -> None:
+    assert module.limit_ms({"floor_ms": 1, "product_ms": "2"}) == 2
+    assert module.limit_ms({"floor_ms": 3, "product_ms": 2}) == 3
+
+
+def test_forward_is_without_gradients() -> None:
+    class Looking(torch.nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            enabled.append(torch.is_grad_enabled())
+            return 2 * inputs
+
+    enabled: list[bool] = []
+    inputs = torch.ones(2, requires_grad=True)
+    for which in contenders.PASSES:
+        contenders.step(Looking(), inputs, {}, which)
+    assert enabled == [False, True]
+
+
+def test_twice_the_references_error_is_allowed_and_no_more() -> None:
+    of = contenders.problem(shape(), "forward")
+    exact = contenders.exact_results(of)
+
+    def off_by(part: float) -> contenders.Call:
+        return lambda: [x * (1 + part) for x in exact]
+
+    for reference, allowed in ((0.0, 1e-5), (1e-6, 1.2e-5)):
+        wrong = {"torch": 0.98 * allowed, "compiled": 1.02 * allowed, "reference": reference}
+        calls, _ = contenders.agreeing(of, {name: lambda part=part: off_by(part) for name, part in wrong.items()})
+        assert sorted(calls) == ["reference", "torch"]
+
+
+def test_threads_are_those_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    monkeypatch.setattr(module, "rows_of", lambda *given: found.append(given[-1]) or [])
+    monkeypatch.setattr(sys, "argv", ["module", "forward", "--threads", "1", "--out", str(tmp_path)])
+    module.main()
+    assert found == [1, 1]
+
+
+@pytest.mark.parametrize("threads", ["0", "100000", "99999999999"])
+def test_no_more_threads_than_there_are_cores(
+    threads: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["module", "forward", "--threads", threads])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert f"--threads: got {threads}, expected an integer, at least 1 and at most {os.cpu_count()}" in (
+        capsys.readouterr().err
+    )
+
+
 def test_rounds_of_all_sweeps_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine is slow in the first of three sweeps, and one contender is wrong in the last."""
     sweep = 0
@@ -83,6 +153,7 @@ def test_rounds_of_all_sweeps_count(monkeypatch: pytest.MonkeyPatch) -> None:
         return dict.fromkeys(names), rows
 
     def samples(calls: dict[str, object], rounds: int, warm_up: int) -> dict[str, list[Sample]]:
+        assert warm_up == 1
         slow = 3 if sweep == 0 else 1
         ms = {"reference": 4.0 * slow, "torch": 2.0 * slow**2, "slot-attention": 3.0}
         return {name: [Sample(ms[name] + 0.01 * number, 1.0) for number in range(rounds)] for name in calls}
@@ -344,6 +415,26 @@ def test_a_contender_of_one_size_is_no_line(measured: Path) -> None:
     assert [line.get_label() for line in axes.get_lines()] == ["reference", "slot-attention", "limit of the machine"]
 
 
+def test_the_title_names_every_commit() -> None:
+    row = {"dtype": "float32", "device": "some CPU", "threads": "2", "torch": "2.13", "commit": "abc", "date": "today"}
+    assert plots._title([row, row | {"commit": "def"}, row]).endswith(", commit abc, today, commit def, today")
+
+
+def test_what_is_drawn_is_what_was_measured(measured: Path) -> None:
+    every = plots.series(read_rows(measured / module.CSV), "N")
+    for kind, value in ((TIME, "ms_median"), (MEMORY, "peak_mib")):
+        rows = [row for row in every if row["measured"] == kind and row["contender"] == "reference"]
+        axes = Figure().subplots()
+        plots.draw(axes, rows, "N", kind)
+        drawn = axes.get_lines()[0]
+        assert drawn.get_xdata() == [int(row["N"]) for row in rows] == [10, 20, 40]
+        assert drawn.get_ydata() == [float(row[value]) for row in rows]
+        if kind == TIME:
+            (band,) = axes.collections
+            edges = {tuple(point) for path in band.get_paths() for point in path.vertices}
+            assert {(float(r["N"]), float(r[edge])) for r in rows for edge in ("ms_p20", "ms_p80")} <= edges
+
+
 def test_the_machine_of_the_last_rows_is_shown() -> None:
     rows = [{"device": "a", "threads": threads, "date": "2026-01-01"} for threads in ("2", "1", "1")]
     assert report.newest(rows) == rows[1:]
@@ -366,7 +457,7 @@ def test_a_part_that_fails_does_not_keep_the_others(
         called.append(arguments[2:])
         return int("benchmarks.module" in arguments)
 
-    monkeypatch.setattr(command.subprocess, "call", call)
+    monkeypatch.setattr(command, "run_command", call)
     assert command.run(["forward", "data", "scaling"], True, tmp_path / "new") == 1
     assert [arguments[:3] for arguments in called] == [
         ["benchmarks.module", "forward", "scaling"],
@@ -379,7 +470,7 @@ def test_a_part_that_fails_does_not_keep_the_others(
 def test_a_busy_machine_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command.subprocess, "call", lambda arguments: 0)
+    monkeypatch.setattr(command, "run_command", lambda arguments: 0)
     for load in (0.5, 1.5):
         monkeypatch.setattr(command.os, "getloadavg", lambda load=load: (load, 9.0, 9.0))
         command.run(["forward"], True, tmp_path)

@@ -58,6 +58,35 @@ def test_steps_are_compared_too(tmp_path: Path) -> None:
     assert "do not agree" not in text
 
 
+def test_both_commits_and_the_order_of_the_rates_are_told(tmp_path: Path) -> None:
+    for run, commit, copy in (("first", "abc", 30), ("second", "def", 40)):
+        (tmp_path / run).mkdir()
+        row = timing("torch", 1, 2, 3, 1) | {"commit": commit, "copy_gb_per_s": copy}
+        write_rows(tmp_path / run / "module.csv", [row])
+    text = repeated.table(tmp_path / "first", tmp_path / "second")
+    assert text.startswith("some CPU, 2 threads, commit abc, 2026-01-01 and commit def, 2026-01-01: two runs of ")
+    assert "Copy 30 and 40 GB/s, matrix product 180 and 180 GFLOP/s. " in text
+
+
+@pytest.mark.parametrize("file", list(repeated.FILES))
+def test_every_file_is_compared(file: str, tmp_path: Path) -> None:
+    key, ratio = repeated.FILES[file]
+    row = {**timing("torch", 1, 2, 3, 1), **dict.fromkeys(key, "x"), ratio: 2}
+    for run in ("first", "second"):
+        (tmp_path / run).mkdir()
+        write_rows(tmp_path / run / file, [row])
+    assert f"| {file} | 1 | 1 | 1.00 to 1.00 | 1.00 to 1.00 |" in repeated.table(
+        tmp_path / "first", tmp_path / "second"
+    )
+
+
+def test_a_file_of_an_older_version_is_told(runs: tuple[Path, Path]) -> None:
+    path = runs[1] / "module.csv"
+    path.write_text(path.read_text().replace("ms_p80", "ms_p90"))
+    with pytest.raises(SystemExit, match=r"module\.csv: has no column ms_p80; move it away"):
+        repeated.table(*runs)
+
+
 def test_folders_without_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,6 +104,28 @@ def test_faster_is_plain_by_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [step.optimizer.defaults["fused"] for step in measured.steps.values()] == [None, True, None, True]
 
 
+def test_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_step, "peak_mib", lambda *_: 1.0)
+    monkeypatch.setattr(training_step.FlopCounterMode, "get_total_flops", lambda self: 3e9)
+    measured = training_step.Measured(DiscoveryStep, "tiny", 2, 1)
+    measured.parts = {OURS: [{("encoder", "forward"): seconds} for seconds in (0.002, 0.003)]}
+    rows = measured.rows()
+    assert rows[-1]["ms_median"] == 2.5
+    assert [row["gflop"] for row in rows[: len(ON_CPU)]] == [3, 3, "", ""]
+    monkeypatch.setattr(training_step, "wall_times", lambda calls, rounds: {name: [1000.0, 2000.0] for name in calls})
+    assert training_step.product_gflops() == 2 * 2048**3 / 1e9
+
+
+def test_twice_the_plain_loops_error_is_allowed_beside_the_kinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert training_step.KINKS == 2e-5
+    for error, accepted in ((2.19e-5, True), (2.21e-5, False)):
+        errors = iter((1e-6, error, 1e-2, 0.02))
+        monkeypatch.setattr(training_step, "error", lambda *_, errors=errors: next(errors))
+        steps, _ = training_step.agreeing(DiscoveryStep, "tiny", 2, ON_CPU)
+        assert (OURS in steps) is accepted
+        assert len(steps) == 3 + accepted
+
+
 def test_without_the_plain_loop_nothing_is_held_against(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(self: torch.nn.Module, *given: torch.Tensor) -> torch.Tensor:
         if self.training and given[0].dtype == torch.float32:
