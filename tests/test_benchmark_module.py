@@ -427,8 +427,8 @@ def test_what_is_drawn_is_what_was_measured(measured: Path) -> None:
         axes = Figure().subplots()
         plots.draw(axes, rows, "N", kind)
         drawn = axes.get_lines()[0]
-        assert drawn.get_xdata() == [int(row["N"]) for row in rows] == [10, 20, 40]
-        assert drawn.get_ydata() == [float(row[value]) for row in rows]
+        assert list(drawn.get_xdata()) == [int(row["N"]) for row in rows] == [10, 20, 40]
+        assert list(drawn.get_ydata()) == [float(row[value]) for row in rows]
         if kind == TIME:
             (band,) = axes.collections
             edges = {tuple(point) for path in band.get_paths() for point in path.vertices}
