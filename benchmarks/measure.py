@@ -51,7 +51,7 @@ def device_name() -> str:
 def samples(calls: Mapping[Any, Callable[[], Any]], rounds: int, warm_up: int = WARM_UP) -> dict[Any, list[Sample]]:
     """Of every call in every round, one after the other, after `warm_up` rounds that are not counted.
 
-    Each round begins with another, so that none always comes after the same one.
+    Each round begins with the next one; who follows whom stays the same.
 
     On a GPU, before each the device is idle and its L2 cache is filled with other data. A call that the CPU launches
     too slowly is measured with the gaps between its kernels, as in use; it has the head start of the cache's filling,

@@ -8,11 +8,12 @@ most twice that of the plain loop in the same precision, or it is not timed. The
 every round through all presets; the table gives medians over the rounds and the median of the rounds' ratios. The parts
 of a step are timed one by one, each from the detached outputs of the part before.
 
-Peak memory is what a step holds at most beyond what it is given and leaves behind. On a CPU that is the growth of the
-resident set, in a fresh process for each contender. FLOPs are those that PyTorch's counter sees: not the 1 to 3 % of
-them inside our operator of Slot Attention. "product" is the rate of a float32 matrix product in the same minute, the
-most that this machine gives. On a GPU batches are the paper's, and `torch.compile` of both is compared too. Writes
-TASK-cpu.csv (or -cuda), a row a measurement, and TASK-cpu.md, which it also puts into README.md.
+Peak memory is what a first step holds at most beyond what it is given, on a CPU Adam's state included. There it is the
+growth of the resident set, in a fresh process for each contender. FLOPs are those that PyTorch's counter sees: not the
+1 to 3 % of them inside our operator of Slot Attention. "product" is the rate of a float32 matrix product, measured
+before the steps, the best of a few: on a shared machine a step may find more. On a GPU batches are the paper's, and
+`torch.compile` of both is compared too. Writes TASK-cpu.csv (or -cuda), a row a measurement, and TASK-cpu.md, which it
+also puts into README.md.
 """
 
 import argparse
@@ -281,7 +282,7 @@ class Measured:
         }
 
     def go_round(self, number: int) -> None:
-        """Every step once, each time another first, then their parts; at first after steps that are not counted."""
+        """Every step once, in an order that turns, then their parts; at first after steps that are not counted."""
         warm_up = 0 if number else WARM_UP if on_gpu() else 1  # a step on a CPU takes seconds
         order = list(self.steps.items())
         turn = number % max(1, len(order))
