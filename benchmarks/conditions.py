@@ -19,6 +19,7 @@ from slotattn_fast.lock import locked
 
 RESULTS, README = Path("benchmarks/results"), Path("README.md")
 QUICK_RESULTS = Path("build/benchmarks")
+INSTALL = '`pip install -c constraints.txt -e ".[dev]"` installs what benchmarks need'
 _DEFAULT = f"default {RESULTS}, whose tables are also put into {README}"
 
 Table = Callable[[list[dict[str, Any]], Path], str]
@@ -102,7 +103,7 @@ def command(main: Callable[[], None]) -> None:
         print("interrupted; the files of results have what was written before", file=sys.stderr)
         sys.exit(130)
     except ModuleNotFoundError as missing:
-        sys.exit(f'{missing}; `pip install -c constraints.txt -e ".[dev]"` installs what benchmarks need')
+        sys.exit(f"{missing}; {INSTALL}")
 
 
 def run_command(arguments: Sequence[str]) -> int:

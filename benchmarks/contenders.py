@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .cost import Shape
 from .measure import Call, captured, on_gpu
-from .reasons import NOT_MEASURED, failed, off
+from .reasons import NOT_MEASURED, failed, too_wrong
 
 OURS = ("triton", "triton, graph", "torch")
 NAMES = (*OURS, "reference", "compiled", "max-autotune", "slot-attention")
@@ -171,10 +171,8 @@ def agreeing(of: Problem, makers: Mapping[str, Callable[[], Call]]) -> tuple[dic
             continue
         if name == "reference":
             limit = 2 * error + 1e-5
-        if limit is None:
-            row[NOT_MEASURED] = "the reference, which tells the error that is allowed, failed"
-        elif error <= limit:
-            calls[name] = call
+        if why := too_wrong(error, limit, "the reference"):
+            row[NOT_MEASURED] = why
         else:
-            row[NOT_MEASURED] = off(error, limit)
+            calls[name] = call
     return calls, rows

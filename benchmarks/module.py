@@ -276,6 +276,10 @@ def row(shape: Shape, which: str, name: str, measured: str) -> Row:
 CONDITIONS = ("device", "where", "threads", "date", "commit", "command", "python", "torch", "triton", "slot-attention")
 
 
+COLUMNS = (*CONDITIONS, *row(shape_of(1, 1, 1, torch.float32), "", "", ""))
+"""Of the file; one of an older version may lack some."""
+
+
 def conditions(threads: int) -> Row:
     where = {"device": device_name(), "where": "cuda" if on_gpu() else "cpu", "threads": threads}
     return where | software("torch", "triton", "slot-attention")
@@ -299,10 +303,6 @@ def main() -> None:
         upsert(out / CSV, [where | each for each in rows], KEY)
         for each in rows:
             print(described(each), flush=True)
-
-
-COLUMNS = (*CONDITIONS, *row(shape_of(1, 1, 1, torch.float32), "", "", ""))
-"""Of the file; one of an older version may lack some."""
 
 
 def described(each: Row) -> str:

@@ -13,6 +13,13 @@ def off(error: float, allowed: float) -> str:
     return f"off by {error:.1e} of the norm, and {allowed:.1e} is allowed"
 
 
+def too_wrong(error: float, allowed: float | None, teller: str) -> str:
+    """Why one of this error is not timed, or empty; `allowed` is None where `teller`, who tells it, failed."""
+    if allowed is None:
+        return f"{teller}, which tells the error that is allowed, failed"
+    return "" if error <= allowed else off(error, allowed)
+
+
 def cell(why: str) -> str:
     """Any text in a cell of a Markdown table."""
     return " ".join(why.replace("|", "/").split())

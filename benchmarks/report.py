@@ -13,7 +13,7 @@ from pathlib import Path
 
 from slotattn_fast.atomic import write_text
 
-from .conditions import RESULTS, add_out, command, put_into_readme, read_rows
+from .conditions import INSTALL, RESULTS, add_out, command, put_into_readme, read_rows
 from .contenders import NAMES, OURS, PASSES, label
 from .module import COLUMNS, CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, MEMORY, QUICK_SHAPES, TIME
 from .reasons import NOT_MEASURED
@@ -37,7 +37,7 @@ def report(folder: Path) -> list[Path]:
         try:
             from .plots import plot  # which the tables do without
         except ModuleNotFoundError as missing:
-            print(f'no plots: {missing}; `pip install -c constraints.txt -e ".[dev]"` installs it', file=sys.stderr)
+            print(f"no plots: {missing}; {INSTALL}", file=sys.stderr)
         else:
             written += plot(here, folder / f"module-{where}")
     return written

@@ -52,7 +52,7 @@ from benchmarks.measure import (
     resident_growth,
     wall_times,
 )
-from benchmarks.reasons import NOT_MEASURED, cell, failed, off
+from benchmarks.reasons import NOT_MEASURED, cell, failed, too_wrong
 from slotattn_fast.train.config import PRESETS, TaskName
 
 Row = dict[str, Any]
@@ -224,13 +224,10 @@ def agreeing(
         notes[contender] = {"error": f"{found:.1e}"}
         if contender == Contender("plain", contender.bf16):
             allowed[contender.bf16] = 2 * found + KINKS
-        limit = allowed.get(contender.bf16)
-        if limit is None:
-            notes[contender][NOT_MEASURED] = "the plain loop, which tells the error that is allowed, failed"
-        elif found <= limit:
-            steps[contender] = step
+        if why := too_wrong(found, allowed.get(contender.bf16), "the plain loop"):
+            notes[contender][NOT_MEASURED] = why
         else:
-            notes[contender][NOT_MEASURED] = off(found, limit)
+            steps[contender] = step
     return steps, notes
 
 

@@ -146,7 +146,7 @@ def weights_config(
     """
     precision = "tf32" if precision == "tf32" and warp_size == 32 else "ieee"
     block, block_rows = 64, 32 if precision == "tf32" else 16
-    blocks = sum(-(-rows // block) * -(-columns // block) for rows, columns in shapes)
+    blocks = sum(-(-height // block) * -(-width // block) for height, width in shapes)
     # The sums over columns are next to nothing.
     parts = max(1, min(num_rows // 64, 2 * multiprocessors // blocks))
     rows = max(1, -(-num_rows // (parts * block_rows))) * block_rows

@@ -26,3 +26,9 @@ def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, py
         print(report.longreprtext, file=sys.stderr, flush=True)
         os._exit(1)
     return report
+
+
+@pytest.fixture
+def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where nobody tests: the Triton backend says that there is no GPU."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -34,6 +34,17 @@ def test_a_damaged_file_is_told_and_stays(kind: str, tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
+def test_rows_replace_those_of_the_same_key(tmp_path: Path) -> None:
+    path = tmp_path / "some.csv"
+    upsert(path, [{"a": 1, "b": "x", "ms": 2.0}, {"a": 2, "b": "x", "ms": 3.123456}], ("a", "b"))
+    upsert(path, [{"a": 2, "b": "x", "ms": 4.0, "new": "n"}], ("a", "b"))
+    assert read_rows(path) == [
+        {"a": "1", "b": "x", "ms": "2", "new": ""},
+        {"a": "2", "b": "x", "ms": "4", "new": "n"},
+    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "some.csv"]
+
+
 def _write(path: Path, writer: int) -> None:
     for number in range(20):
         upsert(path, [{"which": f"{writer}-{number}", "ms": number}], KEY)
@@ -86,13 +97,13 @@ def test_a_package_that_is_missing_is_told() -> None:
 
 
 STOPPED = """
-import signal, sys
+import sys
 from benchmarks.conditions import command, run_command
 
 command(lambda: run_command([sys.executable, "-c", sys.argv[1]]))
 """
 CHILD = """
-import pathlib, signal, sys, time
+import signal, time
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 print("there", flush=True)
 try:

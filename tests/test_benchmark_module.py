@@ -1,24 +1,16 @@
 """The comparison of the module at toy size: what is wrong is not timed, what cannot run says why, rows replace rows."""
 
-import csv
 import os
-import signal
-import subprocess
 import sys
-import time
-from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
-from benchmarks import __main__ as command
-from benchmarks import conditions, contenders, measure, module, plots, report
-from benchmarks.conditions import read_rows, upsert
+from benchmarks import contenders, module
 from benchmarks.cost import Shape
-from benchmarks.measure import Rates, Sample, give_memory_back, in_fresh_process, resident_growth, samples
-from benchmarks.module import MEMORY, TIME, Case
+from benchmarks.measure import Rates, Sample
+from benchmarks.module import Case
 from benchmarks.reasons import NOT_MEASURED
 
 RATES = Rates(copy_bytes_per_s=1e9, flop_per_s=1e10)
@@ -31,11 +23,6 @@ def shape(B: int = 2, N: int = 20, K: int = 3, T: int = 2) -> Shape:
 
 def times(shape: Shape, which: str, names: tuple[str, ...]) -> list[module.Row]:
     return module.times(Case(shape, which, names), [], 2, RATES)
-
-
-@pytest.fixture
-def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
 @pytest.mark.usefixtures("no_interpreter")
@@ -81,13 +68,6 @@ def test_times_ours_is_the_median_of_the_rounds_ratios() -> None:
         patched.setattr(module, "agreeing", lambda *_: (none_more, [{"contender": name} for name in ms]))
         plain, own = module.times(Case(shape(), "forward", tuple(ms)), before, 0, RATES)
     assert (plain["ms_median"], own["ms_median"], plain["times_ours"]) == (4, 2, 3)  # of 4, 1 and 3
-
-
-def test_a_sample_is_in_milliseconds_of_the_clock_and_of_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    clocks = {"perf_counter": iter((1.0, 1.5)), "process_time": iter((2.0, 2.75))}
-    for name, ticks in clocks.items():
-        monkeypatch.setattr(measure.time, name, lambda ticks=ticks: next(ticks))
-    assert measure._timed(lambda: None) == Sample(500, 750)
 
 
 def test_the_limit_is_the_larger() -> None:
@@ -257,15 +237,6 @@ def test_a_comparison_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> No
     assert [row[NOT_MEASURED] for row in times(shape(), "forward", EAGER)] == ["RuntimeError: cannot allocate"] * 3
 
 
-def test_rates_count_what_is_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "wall_times", lambda calls, rounds: {name: [1000.0] for name in calls})
-    assert measure.rates(torch.float32, 3) == Rates(2 * 4 * 2**26, 2 * 2048**3)
-
-
-def test_percentiles_lie_within_what_was_measured() -> None:
-    assert measure.percentiles([1.0, 2.0, 100.0]) == pytest.approx((1.4, 2, 60.8))
-
-
 def test_what_cannot_run_says_why_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object, **options: object) -> None:
         raise RuntimeError("no compiler")
@@ -292,218 +263,3 @@ def test_peak_memory_is_what_a_call_holds_beyond_what_it_returns() -> None:
     assert least < beyond < 12 * least
     assert in_all > beyond + 50  # PyTorch itself
     assert module.peak_mib(shape(B, N, T=T), "forward+backward", "torch", 1)[0] < least
-
-
-def _kill(number: int) -> None:
-    os.kill(os.getpid(), number)
-
-
-def test_a_process_that_is_ended_from_outside_is_told() -> None:
-    with pytest.raises(RuntimeError, match="its process ended with -9"):
-        in_fresh_process(_kill, signal.SIGKILL, preloaded=())
-
-
-def test_what_a_process_raises_is_raised() -> None:
-    with pytest.raises(ZeroDivisionError):
-        in_fresh_process(divmod, 1, 0, preloaded=())
-
-
-ENDLESS = """
-import os, sys, time
-from benchmarks.measure import in_fresh_process
-
-def fill(path):
-    with open(path, "w") as file:
-        file.write(str(os.getpid()))
-    time.sleep(2)
-
-if __name__ == "__main__":
-    in_fresh_process(fill, sys.argv[1], preloaded=())
-"""
-
-
-def test_a_process_ends_where_its_parent_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "endless.py").write_text(ENDLESS)
-    told = tmp_path / "process"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "endless.py"), str(told)], env=environment)
-    until = time.monotonic() + 60
-    while not (told.exists() and told.read_text()):
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    parent.kill()
-    parent.wait()
-    while Path("/proc", told.read_text()).exists():
-        assert time.monotonic() < until, "it is there still"
-        time.sleep(0.05)
-
-
-def test_growth_is_seen_again_after_memory_was_given_back() -> None:
-    give_memory_back()
-    for _ in range(2):
-        growth, size = resident_growth(lambda: torch.ones(2**22))  # 16 MiB
-        assert 15 < growth < 20
-        assert size > growth
-
-
-def test_samples_have_wall_and_cpu_time() -> None:
-    (found,) = samples({"sum": lambda: torch.ones(2**20).sum()}, 3).values()
-    assert len(found) == 3
-    assert all(sample.ms > 0 and sample.cpu_ms > 0 for sample in found)
-
-
-def test_rows_replace_those_of_the_same_key(tmp_path: Path) -> None:
-    path = tmp_path / "some.csv"
-    upsert(path, [{"a": 1, "b": "x", "ms": 2.0}, {"a": 2, "b": "x", "ms": 3.123456}], ("a", "b"))
-    upsert(path, [{"a": 2, "b": "x", "ms": 4.0, "new": "n"}], ("a", "b"))
-    assert read_rows(path) == [
-        {"a": "1", "b": "x", "ms": "2", "new": ""},
-        {"a": "2", "b": "x", "ms": "4", "new": "n"},
-    ]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "some.csv"]
-
-
-@pytest.fixture
-def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_interpreter: None) -> Path:
-    """A folder with the rows of every part at toy size."""
-    monkeypatch.setattr(module, "QUICK_SHAPES", ((2, 20, 3),))
-    monkeypatch.setattr(report, "QUICK_SHAPES", ((2, 20, 3),))
-    monkeypatch.setattr(module, "QUICK_SCALED", {"N": (10, 40), "K": (2, 4), "T": (1, 2)})
-    monkeypatch.setattr(module, "rates", lambda dtype, rounds: RATES)
-    monkeypatch.setattr(module, "peak_mib", lambda shape, which, name, threads: (shape.N / 10, 99.0))
-    for rows in module.rows_of(module.PARTS, True, 2, 2, 1):
-        upsert(tmp_path / module.CSV, [module.conditions(1) | row for row in rows], module.KEY)
-    return tmp_path
-
-
-def test_tables_and_plots_are_made_of_the_rows_alone(measured: Path) -> None:
-    written = report.report(measured)
-    assert [path.name for path in written] == ["module-cpu.md", "module-cpu-N-K.png", "module-cpu-B-D-T.png"]
-    text = written[0].read_text()
-    assert "| 2 x 20 x 3 | float32 | forward+backward " in text
-    times = text.split("Milliseconds")[1].split("Peak memory")[0]
-    line = next(line for line in times.splitlines() if "| forward |" in line)
-    cells = dict(zip(times.splitlines()[2].split("|"), line.split("|"), strict=True))
-    assert "x**" not in cells[" ours: torch "]
-    assert cells[" reference "].rstrip().endswith("x**")
-    assert "2 (99)" in text
-    assert "commit " in text
-    assert f": `{conditions.ran()}`, {measured}/module.csv." in text
-    rows = read_rows(measured / module.CSV)
-    assert [row["N"] for row in plots.series(rows, "N") if row["contender"] == "torch" and row["measured"] == TIME] == [
-        "10",
-        "20",
-        "40",
-    ]
-    assert {row["measured"] for row in plots.series(rows, "K")} == {TIME, MEMORY}
-
-
-def test_tables_need_no_matplotlib(
-    measured: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "benchmarks.plots", None)
-    monkeypatch.delattr("benchmarks.plots")
-    assert [path.name for path in report.report(measured)] == ["module-cpu.md"]
-    assert "no plots: " in capsys.readouterr().err
-
-
-def test_a_contender_of_one_size_is_no_line(measured: Path) -> None:
-    rows = [row for row in plots.series(read_rows(measured / module.CSV), "N") if row["measured"] == TIME]
-    axes = Figure().subplots()
-    lone = next(row for row in rows if row["contender"] == "torch")
-    plots.draw(axes, [*(row for row in rows if row["contender"] != "torch"), lone], "N", TIME)
-    assert [line.get_label() for line in axes.get_lines()] == ["reference", "slot-attention", "limit of the machine"]
-
-
-def test_the_title_names_every_commit() -> None:
-    row = {"dtype": "float32", "device": "some CPU", "threads": "2", "torch": "2.13", "commit": "abc", "date": "today"}
-    assert plots._title([row, row | {"commit": "def"}, row]).endswith(", commit abc, today, commit def, today")
-
-
-def test_what_is_drawn_is_what_was_measured(measured: Path) -> None:
-    every = plots.series(read_rows(measured / module.CSV), "N")
-    for kind, value in ((TIME, "ms_median"), (MEMORY, "peak_mib")):
-        rows = [row for row in every if row["measured"] == kind and row["contender"] == "reference"]
-        axes = Figure().subplots()
-        plots.draw(axes, rows, "N", kind)
-        drawn = axes.get_lines()[0]
-        assert list(drawn.get_xdata()) == [int(row["N"]) for row in rows] == [10, 20, 40]
-        assert list(drawn.get_ydata()) == [float(row[value]) for row in rows]
-        if kind == TIME:
-            (band,) = axes.collections
-            edges = {tuple(point) for path in band.get_paths() for point in path.vertices}
-            assert {(float(r["N"]), float(r[edge])) for r in rows for edge in ("ms_p20", "ms_p80")} <= edges
-
-
-def test_the_machine_of_the_last_rows_is_shown() -> None:
-    rows = [{"device": "a", "threads": threads, "date": "2026-01-01"} for threads in ("2", "1", "1")]
-    assert report.newest(rows) == rows[1:]
-
-
-def test_the_committed_rows_can_be_reported(tmp_path: Path) -> None:
-    (tmp_path / module.CSV).write_bytes(Path("benchmarks/results", module.CSV).read_bytes())
-    written = report.report(tmp_path)
-    text = written[0].read_text().replace(str(tmp_path), "benchmarks/results")
-    assert text == Path("benchmarks/results", written[0].name).read_text()
-    assert len(written) == 3
-
-
-def test_a_part_that_fails_does_not_keep_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    called: list[list[str]] = []
-
-    def call(arguments: list[str]) -> int:
-        called.append(arguments[2:])
-        return int("benchmarks.module" in arguments)
-
-    monkeypatch.setattr(command, "run_command", call)
-    assert command.run(["forward", "data", "scaling"], True, tmp_path / "new") == 1
-    assert [arguments[:3] for arguments in called] == [
-        ["benchmarks.module", "forward", "scaling"],
-        ["benchmarks.data", "--rounds", "2"],
-    ]
-    assert all(arguments[-2:] == ["--out", str(tmp_path / "new")] for arguments in called)
-    assert "failed: forward, scaling" in capfd.readouterr().out
-
-
-def test_a_busy_machine_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(command, "run_command", lambda arguments: 0)
-    for load in (0.5, 1.5):
-        monkeypatch.setattr(command.os, "getloadavg", lambda load=load: (load, 9.0, 9.0))
-        command.run(["forward"], True, tmp_path)
-        assert ("the load of the last minute is 1.5: " in capsys.readouterr().out) is (load > 1)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["forwards"], "PART: got 'forwards', expected some of forward, backward, memory"),
-        (["--against", "HEAD", "data"], "--against: got it with data; it compares the module alone"),
-    ],
-)
-def test_bad_arguments(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
-    with pytest.raises(SystemExit):
-        command.main()
-    assert message in capsys.readouterr().err
-
-
-def test_every_part_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["benchmarks", "--help"])
-    with pytest.raises(SystemExit):
-        command.main()
-    text = capsys.readouterr().out
-    for name, part in command.PARTS.items():
-        assert f"    {name:19}{part.what}\n" in text
-
-
-def test_committed_rows_have_their_key_once() -> None:
-    with Path("benchmarks/results", module.CSV).open(newline="") as file:
-        keys = [tuple(row[name] for name in module.KEY) for row in csv.DictReader(file)]
-    assert len(keys) == len(set(keys))
-    assert {size for key in keys for size in key} >= set(chain(("time", "memory"), contenders.PASSES))

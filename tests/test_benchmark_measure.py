@@ -1,0 +1,88 @@
+"""Measuring: the units of times and rates, processes of their own, memory that was given back."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import measure
+from benchmarks.measure import Rates, Sample, give_memory_back, in_fresh_process, resident_growth, samples
+
+
+def test_a_sample_is_in_milliseconds_of_the_clock_and_of_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = {"perf_counter": iter((1.0, 1.5)), "process_time": iter((2.0, 2.75))}
+    for name, ticks in clocks.items():
+        monkeypatch.setattr(measure.time, name, lambda ticks=ticks: next(ticks))
+    assert measure._timed(lambda: None) == Sample(500, 750)
+
+
+def test_rates_count_what_is_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "wall_times", lambda calls, rounds: {name: [1000.0] for name in calls})
+    assert measure.rates(torch.float32, 3) == Rates(2 * 4 * 2**26, 2 * 2048**3)
+
+
+def test_percentiles_lie_within_what_was_measured() -> None:
+    assert measure.percentiles([1.0, 2.0, 100.0]) == pytest.approx((1.4, 2, 60.8))
+
+
+def _kill(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_a_process_that_is_ended_from_outside_is_told() -> None:
+    with pytest.raises(RuntimeError, match="its process ended with -9"):
+        in_fresh_process(_kill, signal.SIGKILL, preloaded=())
+
+
+def test_what_a_process_raises_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        in_fresh_process(divmod, 1, 0, preloaded=())
+
+
+ENDLESS = """
+import os, sys, time
+from benchmarks.measure import in_fresh_process
+
+def fill(path):
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(2)
+
+if __name__ == "__main__":
+    in_fresh_process(fill, sys.argv[1], preloaded=())
+"""
+
+
+def test_a_process_ends_where_its_parent_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    told = tmp_path / "process"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "endless.py"), str(told)], env=environment)
+    until = time.monotonic() + 60
+    while not (told.exists() and told.read_text()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while Path("/proc", told.read_text()).exists():
+        assert time.monotonic() < until, "it is there still"
+        time.sleep(0.05)
+
+
+def test_growth_is_seen_again_after_memory_was_given_back() -> None:
+    give_memory_back()
+    for _ in range(2):
+        growth, size = resident_growth(lambda: torch.ones(2**22))  # 16 MiB
+        assert 15 < growth < 20
+        assert size > growth
+
+
+def test_samples_have_wall_and_cpu_time() -> None:
+    (found,) = samples({"sum": lambda: torch.ones(2**20).sum()}, 3).values()
+    assert len(found) == 3
+    assert all(sample.ms > 0 and sample.cpu_ms > 0 for sample in found)
