@@ -17,8 +17,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from .conditions import add_quick_out, chosen_out, command, run_command
+from .conditions import add_quick_out, chosen_out, command, run_command, software, upsert
 
+DURATION = ("device", "command", "parts")
 BUSY = 0.7  # processes that compute, on average
 
 
@@ -41,7 +42,7 @@ PARTS = {
     "property": Part("a training step of property prediction", ("property", "--rounds", "3"), ("--quick",)),
     "matching": Part("matching predictions with targets, against SciPy", ("matching",), ("--rounds", "3")),
     "average-precision": Part("AP, against plain loops", ("average_precision",), ("--images", "500")),
-    "data": Part("reading, drawing and feeding scenes", ("data", "--rounds", "2"), ("--quick",)),
+    "data": Part("reading, drawing and feeding scenes", ("data", "--rounds", "2"), ("--quick", "--rounds", "1")),
     "report": Part("the tables and plots of the module's rows", ("report",), ()),
 }
 
@@ -75,16 +76,22 @@ def main() -> None:
 
 
 def run(names: list[str], quick: bool, out: Path) -> int:
-    """Runs the parts one after the other; 1 if one of them failed."""
+    """Runs the parts one after the other; 1 if one of them failed. How long each took goes into durations.csv."""
+    from .measure import device_name  # with torch, which `--help` does without
+
     failed = []
-    if (load := os.getloadavg()[0]) > BUSY:
+    load = os.getloadavg()[0]
+    where = {"device": device_name(), "load_before": round(load, 2), **software("torch")}
+    if load > BUSY:
         print(f"the load of the last minute is {load:.1f}: what else runs here slows what is measured")
     for name, arguments in commands(names, quick).items():
         print(f"== {name}", flush=True)
         began = time.monotonic()
         code = run_command([sys.executable, "-m", *arguments, "--out", str(out)])
         outcome = "done" if code == 0 else f"failed with {code}"
-        print(f"== {name}: {outcome}, {time.monotonic() - began:.0f} s", flush=True)
+        seconds = round(time.monotonic() - began)
+        print(f"== {name}: {outcome}, {seconds} s", flush=True)
+        upsert(out / "durations.csv", [where | {"parts": name, "seconds": seconds, "outcome": outcome}], DURATION)
         if code:
             failed.append(name)
     print(f"results in {out}" + (f"; failed: {', '.join(failed)}" if failed else ""))

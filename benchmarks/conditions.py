@@ -170,14 +170,20 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_text(path, text.getvalue())
 
 
-def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Of a CSV file; none if it is not there. Ends the program where it is damaged or lacks one of the columns."""
+def read_rows(path: Path, needed: Sequence[str] = (), numbers: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Of a CSV file; none if it is not there.
+
+    Ends the program where it is damaged, lacks a column that is needed, or has text in one of numbers.
+    """
     if not path.exists():
         return []
     try:
         with path.open(newline="") as file:
             reader = csv.DictReader(file, strict=True)
             rows, found = list(reader), reader.fieldnames or ()
+        for row in rows:
+            for name in numbers:
+                float(row.get(name) or 0)
     except (ValueError, csv.Error) as error:
         sys.exit(f"{path}: damaged ({error}); move it away, and the next run writes a new one")
     if missing := [name for name in needed if name not in found]:

@@ -5,9 +5,11 @@
 Reading: records a second of our reader and of the PyPI package tfrecord (images and masks as arrays of numbers, all
 factors decoded), on files that the package's own writer wrote, in turns in one process, one thread. What is in them
 are look-alikes, those of CLEVR enlarged to the published size, and once more with noise of two levels of 255, as
-rendered images have it. Drawing: scenes a second in batches of 64, as `slotattn data generate` draws them. Feeding:
-images a second at 64x64 from a prepared folder that is in the page cache, in batches of 64, as uint8 and as the float32
-that a model takes. Medians of all rounds. Writes data-cpu.csv and data-cpu.md, which it also puts into README.md.
+rendered images have it. Before they are timed, every image and mask of the one is compared with the other's. Drawing:
+scenes a second in batches of 64 (with --quick of 8), as `slotattn data generate` draws them. Feeding: images a second
+at 64x64 from a prepared folder that is in the page cache, in batches of 64, as uint8 and as the float32 that a model
+takes. Medians of all rounds, after one that is not counted. Writes data-cpu.csv and data-cpu.md, which it also puts
+into README.md.
 """
 
 import argparse
@@ -15,11 +17,12 @@ import gzip
 import itertools
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from importlib.util import find_spec
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks.conditions import add_quick_out, add_threads, at_least, chosen_out, command, software, write_results
+from benchmarks.measure import wall_times
 from benchmarks.reasons import NOT_MEASURED
 from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.data.feed import feed
@@ -96,39 +100,37 @@ def measure_reading(folder: Path, rounds: int, one_in: int) -> list[Row]:
         count //= one_in
         path = folder / f"{name}-{images}.tfrecords"
         write_records(path, name, count, images == "with noise")
-        seconds: dict[str, list[float]] = {"ours": [], "tfrecord": []}
-        for _ in range(rounds):
-            for who, read in (("ours", _read_ours), ("tfrecord", _read_tfrecord)):
-                began = time.perf_counter()
-                image, mask, records = read(path, name)
-                seconds[who].append(time.perf_counter() - began)
-                if who == "ours":
-                    expected = image, mask
-            assert records == count
-            assert (image == expected[0].ravel()).all()
-            assert image.size + mask.size == expected[0].size + expected[1].size
-        ratio = statistics.median(t / o for o, t in zip(seconds["ours"], seconds["tfrecord"], strict=True))
-        speeds = {who: count / statistics.median(values) for who, values in seconds.items()}
+        check_same(path, name, count)
+        readers = {"ours": partial(read_scenes, path, name), "tfrecord": partial(_peers_scenes, path)}
+        calls = {who: partial(_read_all, reader) for who, reader in readers.items()}
+        ms = wall_times(calls, rounds, warm_up=1)
+        ratio = statistics.median(map(truediv, ms["tfrecord"], ms["ours"]))
+        speeds = {who: 1e3 * count / statistics.median(values) for who, values in ms.items()}
         rows.append(_row("read", name, images, "records", speeds["ours"], speeds["tfrecord"], ratio))
     return rows
 
 
-def _read_ours(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, int]:
-    count = 0
-    for scene in read_scenes(path, name):
-        image, mask = scene["image"], scene["mask"]
-        count += 1
-    return image, mask, count
+def check_same(path: Path, name: str, count: int) -> None:
+    """Raises AssertionError where the readers differ in an image, a mask or the number of records."""
+    read = 0
+    for own, peers in zip(read_scenes(path, name), _peers_scenes(path), strict=True):
+        if DATA_SETS[name].mask_entities_last:  # in the file; ours has them first
+            own["mask"] = np.moveaxis(own["mask"], 0, 2)
+        for feature in ("image", "mask"):
+            np.testing.assert_array_equal(own[feature].ravel(), peers[feature].view(np.uint8), f"{path}: {feature}")
+        read += 1
+    assert read == count, f"{path}: {read} records, expected {count}"
 
 
-def _read_tfrecord(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, int]:
+def _read_all(reader: Callable[[], Iterable[Any]]) -> None:
+    for _ in reader():
+        pass
+
+
+def _peers_scenes(path: Path) -> Iterable[dict[str, np.ndarray]]:
     from tfrecord.reader import example_loader
 
-    count = 0
-    for scene in example_loader(str(path), None, None, compression_type="gzip"):
-        image, mask = scene["image"].view(np.uint8), scene["mask"].view(np.uint8)
-        count += 1
-    return image, mask, count
+    return example_loader(str(path), None, None, compression_type="gzip")
 
 
 def measure_drawing(rounds: int, threads: int, one_in: int) -> list[Row]:
@@ -142,7 +144,6 @@ def measure_drawing(rounds: int, threads: int, one_in: int) -> list[Row]:
             def draw(sample: Callable[..., Any] = sample, batches: int = batches) -> None:
                 list(pool.map(lambda i: sample(0, np.arange(i * size, (i + 1) * size)), range(batches)))
 
-            draw()
             rows.append(_row("draw", name, "", "scenes", batches * size / _median_seconds(draw, rounds)))
     return rows
 
@@ -161,18 +162,12 @@ def measure_feeding(folder: Path, rounds: int, threads: int, one_in: int) -> lis
                 for batch in itertools.islice(batches, count):
                     convert(batch["images"])
 
-            take()
             rows.append(_row("feed", SPRITES, form, "images", count * BATCH / _median_seconds(take, rounds)))
     return rows
 
 
 def _median_seconds(call: Callable[[], None], rounds: int) -> float:
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    return statistics.median(wall_times({"call": call}, rounds, warm_up=1)["call"]) / 1e3
 
 
 def _row(
@@ -222,13 +217,14 @@ def table(rows: list[Row], path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="an eighth of the scenes and one round")
-    parser.add_argument("--rounds", type=at_least(1), default=5, help="timed rounds of each measurement")
+    parser.add_argument("--quick", action="store_true", help="an eighth of the scenes")
+    parser.add_argument("--rounds", type=at_least(1), help="timed rounds (default 5; with --quick 1)")
     add_threads(parser, "threads of drawing and feeding")
     add_quick_out(parser)
     arguments = parser.parse_args()
     out = chosen_out(arguments)
-    rounds, one_in = (1, QUICK) if arguments.quick else (arguments.rounds, 1)
+    rounds = arguments.rounds or (1 if arguments.quick else 5)
+    one_in = QUICK if arguments.quick else 1
     conditions = {
         "cpu": processor(),
         "threads": arguments.threads,

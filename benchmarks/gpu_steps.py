@@ -32,7 +32,7 @@ from .gpu_steps_table import CLEVR6, CONVOLUTIONS, GRAPH, SETS, report
 from .measure import ceilings, milliseconds, on_gpu, peak_bytes, percentiles
 from .property import PropertyStep
 from .reasons import NOT_MEASURED, failed, off
-from .training_step import OURS, PLAIN, Contender, Step, error
+from .training_step import KINKS, OURS, PLAIN, Contender, Step, error
 
 __all__ = ["compare", "convolutions", "parts", "passed", "report"]
 
@@ -150,7 +150,7 @@ def compare(kind: type[Step], preset: str, toy: bool, seconds: float) -> Found:
             continue
         bf16 = "bf16" in name
         if name in (str(PLAIN), str(PLAIN_BF16)):
-            allowed[bf16] = 2 * row["error"] + 1e-6
+            allowed[bf16] = 2 * row["error"] + KINKS
         bound = allowed.get(bf16, float("inf"))
         if not row["error"] <= bound:
             row[NOT_MEASURED] = off(row["error"], bound)

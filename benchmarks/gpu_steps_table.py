@@ -55,8 +55,8 @@ def part(name: str, entry: dict[str, Any]) -> str:
 
 def contenders_table(found: Found) -> str:
     lines = [
-        f"| a step of batch {found['batch']} | ms, median | p20 | p80 | faster than plain | peak memory "
-        f"| hours for {found['steps']} steps | error | |",
+        f"| a step of batch {found['batch']} | ms, median | p20 | p80 | faster than plain, median of rounds "
+        f"| peak memory | hours for {found['steps']} steps | error | |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:

@@ -89,7 +89,7 @@ def report(record: Record) -> str:
 
 
 def targets(record: Record, wanted: Sequence[Target], heading: str) -> str:
-    lines = [f"| {heading} | | target | reached | |", "|---|---|---|---|---|"]
+    lines = [f"| {heading} | | target | reached, by medians | |", "|---|---|---|---|---|"]
     for target in wanted:
         entry = record.get(target.part)
         value = target.reached(entry["found"]) if entry and "rows" in entry["found"] else None
@@ -115,7 +115,10 @@ def part(name: str, entry: dict[str, Any]) -> str:
 
 def contenders_table(found: Found) -> str:
     share = part_of_copy(found)
-    lines = ["| | ms, median | p20 | p80 | times ours | peak memory | error | |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| | ms, median | p20 | p80 | times ours, median of rounds | peak memory | error | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in found["rows"]:
         p20, p50, p80 = (f"{value:.4f}" for value in row["ms"]) if "ms" in row else ("", NOT_MEASURED, "")
         ratio = f"{row['times_ours']:.2f}" if row.get("times_ours") else ""

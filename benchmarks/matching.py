@@ -79,8 +79,8 @@ def table(rows: list[Row], path: Path) -> str:
     """Markdown: a line for each measurement."""
     first = rows[0]
     lines = [
-        f"{first['processor']}, torch {first['torch']}, SciPy {first['scipy']}, Triton {first['triton']}, float32, "
-        f"medians of {first['rounds']} rounds, commit {first['commit']}, {first['date']}: "
+        f"{first['processor']}, 1 thread, torch {first['torch']}, SciPy {first['scipy']}, Triton {first['triton']}, "
+        f"float32, medians of {first['rounds']} rounds, commit {first['commit']}, {first['date']}: "
         f"`{first['command']}`, {path}.",
         "",
         "| problems | targets x predictions | contender | ms | faster |",

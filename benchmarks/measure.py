@@ -3,9 +3,10 @@
 import ctypes
 import multiprocessing
 import os
+import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ def device_name() -> str:
 def samples(calls: Mapping[Any, Callable[[], Any]], rounds: int, warm_up: int = WARM_UP) -> dict[Any, list[Sample]]:
     """Of every call in every round, one after the other, after `warm_up` rounds that are not counted.
 
-    Each round begins with the next one; who follows whom stays the same.
+    Each round draws its order anew: what a call leaves in caches and memory slows or speeds the one that follows.
 
     On a GPU, before each the device is idle and its L2 cache is filled with other data. A call that the CPU launches
     too slowly is measured with the gaps between its kernels, as in use; it has the head start of the cache's filling,
@@ -59,14 +60,17 @@ def samples(calls: Mapping[Any, Callable[[], Any]], rounds: int, warm_up: int = 
     """
     found: dict[Any, list[Sample]] = {name: [] for name in calls}
     timed = _on_a_gpu() if on_gpu() else _timed
-    order = list(calls.items())
     for number in range(warm_up + rounds):
-        for name, call in order:
-            sample = timed(call)
+        for name in in_any_order(calls):
+            sample = timed(calls[name])
             if number >= warm_up:
                 found[name].append(sample)
-        order = order[1:] + order[:1]
     return found
+
+
+def in_any_order(names: Collection[Any]) -> list[Any]:
+    """Each once."""
+    return random.sample(list(names), len(names))
 
 
 def _timed(call: Callable[[], Any]) -> Sample:

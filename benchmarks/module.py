@@ -278,6 +278,7 @@ CONDITIONS = ("device", "where", "threads", "date", "commit", "command", "python
 
 COLUMNS = (*CONDITIONS, *row(shape_of(1, 1, 1, torch.float32), "", "", ""))
 """Of the file; one of an older version may lack some."""
+NUMBERS = COLUMNS[COLUMNS.index("ms_p20") : COLUMNS.index(NOT_MEASURED)]
 
 
 def conditions(threads: int) -> Row:
@@ -296,7 +297,7 @@ def main() -> None:
     add_quick_out(parser)
     given = parser.parse_args()
     out = chosen_out(given)
-    read_rows(out / CSV, COLUMNS)  # ends the program, where it is damaged, before anything is measured
+    read_rows(out / CSV, COLUMNS, NUMBERS)  # ends the program, where it is damaged, before anything is measured
     torch.set_num_threads(given.threads)
     where = conditions(given.threads)
     for rows in rows_of(given.parts, given.quick, given.sweeps, given.rounds, given.threads):

@@ -47,10 +47,11 @@ class Twice(NamedTuple):
         return float(self.second[column]) / float(self.first[column])
 
 
-def both(first: Path, second: Path, key: Sequence[str], more: Sequence[str]) -> list[Twice]:
-    """The timings that are in both files. Ends the program where one is damaged or lacks one of these columns."""
+def both(first: Path, second: Path, key: Sequence[str], more: Sequence[str], numbers: Sequence[str]) -> list[Twice]:
+    """The timings that are in both files. Ends the program where one is damaged or lacks a column."""
+    needed = (*key, *more, *numbers)
     one, other = (
-        {tuple(row[name] for name in key): row for row in read_rows(p, (*key, *SPREAD, *more)) if row["ms_median"]}
+        {tuple(row[name] for name in key): row for row in read_rows(p, needed, numbers) if row["ms_median"]}
         for p in (first, second)
     )
     return [Twice(row, other[which]) for which, row in one.items() if which in other]
@@ -61,7 +62,8 @@ def table(first: Path, second: Path) -> str:
     lines = ["| file | timings | agree | medians, second by first | ratios, second by first |", "|---|---|---|---|---|"]
     apart, conditions, rates = [], [], ""
     for file, (key, ratio) in FILES.items():
-        found = both(first / file, second / file, key, ("commit", "date", ratio, *(RATES if file == CSV else ())))
+        numbers = (*SPREAD, ratio, *(RATES if file == CSV else ()))
+        found = both(first / file, second / file, key, ("commit", "date"), numbers)
         if not found:
             continue
         missed = [twice for twice in found if not twice.agrees()]

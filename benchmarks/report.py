@@ -15,7 +15,7 @@ from slotattn_fast.atomic import write_text
 
 from .conditions import INSTALL, RESULTS, add_out, command, put_into_readme, read_rows
 from .contenders import NAMES, OURS, PASSES, label
-from .module import COLUMNS, CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, MEMORY, QUICK_SHAPES, TIME
+from .module import COLUMNS, CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, MEMORY, NUMBERS, QUICK_SHAPES, SIZES, TIME
 from .reasons import NOT_MEASURED
 
 Row = dict[str, str]
@@ -23,7 +23,7 @@ Row = dict[str, str]
 
 def report(folder: Path) -> list[Path]:
     """Writes all that the rows give; returns the files."""
-    rows, written = read_rows(folder / CSV, COLUMNS), []
+    rows, written = read_rows(folder / CSV, COLUMNS, (*SIZES, *NUMBERS)), []
     for where in ("cpu", "cuda"):
         here = newest([row for row in rows if row["where"] == where])
         if not here:

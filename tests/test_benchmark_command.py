@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
+from benchmarks.conditions import read_rows
 
 
 def test_a_part_that_fails_does_not_keep_the_others(
@@ -21,6 +22,11 @@ def test_a_part_that_fails_does_not_keep_the_others(
     assert [arguments[:3] for arguments in called] == [
         ["benchmarks.module", "forward", "scaling"],
         ["benchmarks.data", "--rounds", "2"],
+    ]
+    durations = read_rows(tmp_path / "new" / "durations.csv")
+    assert [(row["parts"], row["outcome"]) for row in durations] == [
+        ("forward, scaling", "failed with 1"),
+        ("data", "done"),
     ]
     assert all(arguments[-2:] == ["--out", str(tmp_path / "new")] for arguments in called)
     assert "failed: forward, scaling" in capfd.readouterr().out

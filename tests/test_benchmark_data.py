@@ -35,6 +35,22 @@ def test_reading_compares_both_readers(monkeypatch: pytest.MonkeyPatch, tmp_path
         assert row["times_tfrecord"] == pytest.approx(row["a_second"] / row["tfrecord_a_second"], rel=0.05, abs=0.1)
 
 
+@pytest.mark.parametrize("feature", ["image", "mask", "count"])
+def test_a_record_that_is_read_otherwise_is_seen(feature: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "file.tfrecords"
+    data.write_records(path, "tetrominoes", 3, noise=False)
+    data.check_same(path, "tetrominoes", 3)
+    peers = [dict(scene) for scene in data._peers_scenes(path)]
+    if feature == "count":
+        peers.pop()
+    else:
+        peers[1][feature] = peers[1][feature].view(np.uint8).copy()
+        peers[1][feature][0] ^= 1
+    monkeypatch.setattr(data, "_peers_scenes", lambda path: peers)
+    with pytest.raises((AssertionError, ValueError)):
+        data.check_same(path, "tetrominoes", 3)
+
+
 def test_every_row_is_in_the_table() -> None:
     conditions = dict.fromkeys(("cpu", "threads", "torch", "numpy", "tfrecord", "rounds", "commit", "date"), "x")
     conditions["command"] = "python -m benchmarks.data --quick"

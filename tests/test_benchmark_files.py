@@ -34,6 +34,14 @@ def test_a_damaged_file_is_told_and_stays(kind: str, tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
+def test_what_should_be_a_number_and_is_none_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "module.csv"
+    path.write_text("which,ms\na,\nb,slow\n")
+    assert len(read_rows(path, KEY)) == 2
+    with pytest.raises(SystemExit, match=r"damaged .could not convert string to float: 'slow'.; move it away"):
+        read_rows(path, KEY, numbers=("ms",))
+
+
 def test_rows_replace_those_of_the_same_key(tmp_path: Path) -> None:
     path = tmp_path / "some.csv"
     upsert(path, [{"a": 1, "b": "x", "ms": 2.0}, {"a": 2, "b": "x", "ms": 3.123456}], ("a", "b"))

@@ -21,6 +21,15 @@ def test_a_sample_is_in_milliseconds_of_the_clock_and_of_all_threads(monkeypatch
     assert measure._timed(lambda: None) == Sample(500, 750)
 
 
+def test_each_round_has_every_call_in_an_order_of_its_own() -> None:
+    made: list[str] = []
+    calls = {name: (lambda name=name: made.append(name)) for name in "abc"}
+    samples(calls, rounds=60)
+    rounds = ["".join(made[at : at + 3]) for at in range(0, len(made), 3)]
+    assert len(rounds) == 60 + measure.WARM_UP
+    assert set(rounds) == {"abc", "acb", "bac", "bca", "cab", "cba"}  # one is missing once in 16 000 runs of the test
+
+
 def test_rates_count_what_is_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "wall_times", lambda calls, rounds: {name: [1000.0] for name in calls})
     assert measure.rates(torch.float32, 3) == Rates(2 * 4 * 2**26, 2 * 2048**3)

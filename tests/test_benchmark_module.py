@@ -40,7 +40,7 @@ def test_all_contenders_agree_and_are_timed(which: str) -> None:
     assert rows["reference"]["times_ours"] > 0
 
 
-def test_times_are_of_the_calls_and_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_of_the_calls_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     durations = {"reference": 4.0, "torch": 2.0}
 
@@ -55,7 +55,7 @@ def test_times_are_of_the_calls_and_in_turns(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "agreeing", agreeing)
     monkeypatch.setattr("benchmarks.measure._timed", timed)
     plain, own = module.times(Case(shape(), "forward", ("reference", "torch")), [], 3, RATES)
-    assert order == ["reference", "torch", "torch", "reference"] * 3  # the first three rounds are not counted
+    assert [set(order[at : at + 2]) for at in range(0, len(order), 2)] == [set(durations)] * 6  # 3 do not count
     assert (own["ms_median"], plain["ms_median"], plain["times_ours"]) == (2, 4, 2)
 
 

@@ -104,6 +104,14 @@ def test_faster_is_plain_by_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [step.optimizer.defaults["fused"] for step in measured.steps.values()] == [None, True, None, True]
 
 
+def test_an_image_is_of_one_colour_but_for_noise() -> None:
+    pixels = training_step.drawn_pixels(8, 16, 3, torch.Generator().manual_seed(0))
+    assert (pixels.shape, pixels.dtype) == ((8, 16, 16, 3), torch.uint8)
+    lightness = pixels.float().flatten(1, 2)
+    assert 10 < lightness.std(1).mean() < 25  # of 64 levels
+    assert 30 < lightness.mean(1).std() < 70  # of 192
+
+
 def test_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_step, "peak_mib", lambda *_: 1.0)
     monkeypatch.setattr(training_step.FlopCounterMode, "get_total_flops", lambda self: 3e9)
@@ -112,7 +120,7 @@ def test_units(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = measured.rows()
     assert rows[-1]["ms_median"] == 2.5
     assert [row["gflop"] for row in rows[: len(ON_CPU)]] == [3, 3, "", ""]
-    monkeypatch.setattr(training_step, "wall_times", lambda calls, rounds: {name: [1000.0, 2000.0] for name in calls})
+    monkeypatch.setattr(training_step, "wall_times", lambda calls, *_, **__: {name: [1000.0, 2000.0] for name in calls})
     assert training_step.product_gflops() == 2 * 2048**3 / 1e9
 
 
@@ -140,20 +148,32 @@ def test_without_the_plain_loop_nothing_is_held_against(monkeypatch: pytest.Monk
     assert notes[OURS][NOT_MEASURED] == "the plain loop, which tells the error that is allowed, failed"
 
 
-def test_every_round_begins_with_another_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = []
+def test_only_the_first_round_has_steps_that_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    warm_ups, parts = [], []
 
     def wall_times(calls: dict[Contender, Step], rounds: int, warm_up: int) -> dict[Contender, list[float]]:
-        first.append((next(iter(calls)), warm_up))
-        return {contender: [1.0] for contender in calls}
+        assert list(calls) == list(ON_CPU)
+        warm_ups.append(warm_up)
+        return {contender: [1.0] * rounds for contender in calls}
 
     monkeypatch.setattr(training_step, "wall_times", wall_times)
     monkeypatch.setattr(training_step, "peak_mib", lambda *_: 1.0)
+    monkeypatch.setattr(Step, "parts", lambda step: parts.append(step.is_ours) or {})
     measured = training_step.Measured(DiscoveryStep, "tiny", 2, 1)
-    for number in range(len(ON_CPU) + 1):
+    for number in range(3):
         measured.go_round(number)
-    assert first == [(ON_CPU[0], 1), *((contender, 0) for contender in (*ON_CPU[1:], ON_CPU[0]))]
-    assert [len(times) for times in measured.times.values()] == [len(ON_CPU) + 1] * len(ON_CPU)
+    assert warm_ups == [1, 0, 0]
+    assert list(measured.times.values()) == [[1.0] * 3] * len(ON_CPU)
+    assert list(measured.parts.values()) == [[{}] * 3] * 2
+    assert sorted(parts) == [False] * 4 + [True] * 4
+
+
+def test_the_products_rate_is_the_best_of_all_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter((2.0, 5.0, 3.0))
+    monkeypatch.setattr(training_step, "product_gflops", lambda: next(rates))
+    monkeypatch.setattr(training_step, "peak_mib", lambda *_: 1.0)
+    *_, rows = training_step.measure(DiscoveryStep, {"tiny": 2}, rounds=3, threads=1)
+    assert {row["product_gflops"] for row in rows} == {5}
 
 
 @KINDS
