@@ -123,7 +123,7 @@ def run_command(arguments: Sequence[str]) -> int:
 def ran() -> str:
     """The command that runs, as one would type it."""
     module = sys.modules["__main__"].__spec__
-    return shlex.join(["python", "-m", module.name if module else sys.argv[0], *sys.argv[1:]])
+    return shlex.join(["python", "-m", module.name.removesuffix(".__main__") if module else sys.argv[0], *sys.argv[1:]])
 
 
 def software(*packages: str) -> dict[str, str]:

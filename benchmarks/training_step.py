@@ -23,6 +23,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from operator import truediv
 from pathlib import Path
@@ -280,24 +281,33 @@ class Measured:
         self.preset, self.batch = preset, batch
         self.steps, self.notes = agreeing(kind, preset, batch, ON_GPU if on_gpu() else ON_CPU)
         for contender, step in self.steps.items():
+            step.optimizer.step()  # in which Adam makes its state
+            if contender in (PLAIN, OURS):  # what is compiled is not seen, and a precision changes nothing
+                self.notes[contender]["gflop"] = round(gflop(step), 1)
+
+        def note_peak(contender: Contender) -> None:
             try:
                 self.notes[contender]["peak_mib"] = round(peak_mib(kind, contender, preset, batch, threads), 1)
             except Exception as failure:  # as when the system ends the process
                 print(f"{preset}, {contender}: peak memory {NOT_MEASURED}: {failed(failure)}", file=sys.stderr)
-            if contender in (PLAIN, OURS):  # what is compiled is not seen, and a precision changes nothing
-                self.notes[contender]["gflop"] = round(gflop(step), 1)
+
+        with ThreadPoolExecutor(1 if on_gpu() else 2) as pool:  # on a CPU each is in a process of its own
+            list(pool.map(note_peak, self.steps))
         self.times: dict[Contender, list[float]] = {contender: [] for contender in self.steps}
         self.parts: dict[Contender, list[dict[tuple[str, str], float]]] = {
             contender: [] for contender in (PLAIN, OURS) if contender in self.steps
         }
 
     def go_round(self, number: int) -> None:
-        """Every step once, in any order, then their parts; at first after steps that are not counted."""
-        warm_up = 0 if number else WARM_UP if on_gpu() else 1  # a step on a CPU takes seconds
+        """Every step once, in any order, then their parts; at first, on a GPU, after some that are not counted.
+
+        On a CPU, where a step takes seconds, what held it against float64 was its warm-up.
+        """
+        warm_up = WARM_UP if on_gpu() and not number else 0
         for contender, found in wall_times(self.steps, 1, warm_up).items():
             self.times[contender] += found
         for contender in in_any_order(self.parts):
-            if not number:
+            for _ in range(warm_up):
                 self.steps[contender].parts()
             self.parts[contender].append(self.steps[contender].parts())
 

@@ -1,11 +1,13 @@
 """`python -m benchmarks`: its parts, what they say of each other, and bad arguments."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks.conditions import read_rows
+from benchmarks.conditions import ran, read_rows
 
 
 def test_a_part_that_fails_does_not_keep_the_others(
@@ -65,3 +67,11 @@ def test_every_part_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     text = capsys.readouterr().out
     for name, part in command.PARTS.items():
         assert f"    {name:19}{part.what}\n" in text
+
+
+@pytest.mark.parametrize("module", ["benchmarks", "benchmarks.module"])
+def test_a_command_is_told_as_one_types_it(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    name = f"{module}.__main__" if module == "benchmarks" else module
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name=name))
+    monkeypatch.setattr(sys, "argv", ["path", "--out", "a b"])
+    assert ran() == f"python -m {module} --out 'a b'"

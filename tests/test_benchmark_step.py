@@ -148,7 +148,8 @@ def test_without_the_plain_loop_nothing_is_held_against(monkeypatch: pytest.Monk
     assert notes[OURS][NOT_MEASURED] == "the plain loop, which tells the error that is allowed, failed"
 
 
-def test_only_the_first_round_has_steps_that_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_rounds_of_a_gpu_begin_with_steps_that_do_not_count(monkeypatch: pytest.MonkeyPatch, on_gpu: bool) -> None:
     warm_ups, parts = [], []
 
     def wall_times(calls: dict[Contender, Step], rounds: int, warm_up: int) -> dict[Contender, list[float]]:
@@ -160,12 +161,14 @@ def test_only_the_first_round_has_steps_that_do_not_count(monkeypatch: pytest.Mo
     monkeypatch.setattr(training_step, "peak_mib", lambda *_: 1.0)
     monkeypatch.setattr(Step, "parts", lambda step: parts.append(step.is_ours) or {})
     measured = training_step.Measured(DiscoveryStep, "tiny", 2, 1)
+    assert all(step.optimizer.state for step in measured.steps.values())  # Adam's, which the first step makes
+    monkeypatch.setattr(training_step, "on_gpu", lambda: on_gpu)
     for number in range(3):
         measured.go_round(number)
-    assert warm_ups == [1, 0, 0]
+    assert warm_ups == [3 * on_gpu, 0, 0]
     assert list(measured.times.values()) == [[1.0] * 3] * len(ON_CPU)
     assert list(measured.parts.values()) == [[{}] * 3] * 2
-    assert sorted(parts) == [False] * 4 + [True] * 4
+    assert sorted(parts) == [False] * (3 + 3 * on_gpu) + [True] * (3 + 3 * on_gpu)
 
 
 def test_the_products_rate_is_the_best_of_all_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
