@@ -23,7 +23,6 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from operator import truediv
 from pathlib import Path
@@ -282,17 +281,12 @@ class Measured:
         self.steps, self.notes = agreeing(kind, preset, batch, ON_GPU if on_gpu() else ON_CPU)
         for contender, step in self.steps.items():
             step.optimizer.step()  # in which Adam makes its state
-            if contender in (PLAIN, OURS):  # what is compiled is not seen, and a precision changes nothing
-                self.notes[contender]["gflop"] = round(gflop(step), 1)
-
-        def note_peak(contender: Contender) -> None:
             try:
                 self.notes[contender]["peak_mib"] = round(peak_mib(kind, contender, preset, batch, threads), 1)
             except Exception as failure:  # as when the system ends the process
                 print(f"{preset}, {contender}: peak memory {NOT_MEASURED}: {failed(failure)}", file=sys.stderr)
-
-        with ThreadPoolExecutor(1 if on_gpu() else 2) as pool:  # on a CPU each is in a process of its own
-            list(pool.map(note_peak, self.steps))
+            if contender in (PLAIN, OURS):  # what is compiled is not seen, and a precision changes nothing
+                self.notes[contender]["gflop"] = round(gflop(step), 1)
         self.times: dict[Contender, list[float]] = {contender: [] for contender in self.steps}
         self.parts: dict[Contender, list[dict[tuple[str, str], float]]] = {
             contender: [] for contender in (PLAIN, OURS) if contender in self.steps
