@@ -152,8 +152,8 @@ def difference(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
 def agreeing(of: Problem, makers: Mapping[str, Callable[[], Call]]) -> tuple[dict[str, Call], list[dict[str, Any]]]:
     """The calls of those that agree with the reference in float64, and a row for each: its error, or why it is not.
 
-    At most twice the error of "reference" in the same dtype, which is made first. A contender that fails is no reason
-    to lose the others.
+    At most twice the error of "reference" in the same dtype, which is made first, plus 1e-5. A contender that fails is
+    no reason to lose the others.
     """
     exact, limit = exact_results(of), None
     calls, rows = {}, []

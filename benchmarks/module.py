@@ -288,7 +288,7 @@ def conditions(threads: int) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = "what to measure; scaling: time and memory over N, K, B, D and T"
+    what = "what to measure; scaling: time over N, K, B, D and T, memory over N and K"
     parser.add_argument("parts", nargs="+", choices=PARTS, metavar="PART", help=f"{', '.join(PARTS)}: {what}")
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing compiled")
     parser.add_argument("--sweeps", type=at_least(1), default=3, help="how often to go through all shapes")

@@ -4,9 +4,9 @@ A step is loss, gradients and Adam's update. The plain loop is a model of `slota
 it down: eager, NCHW, PyTorch's default Adam. Ours is the fast model as `slotattn train` runs it: channels-last, fused
 Adam, in float32 and with bfloat16 autocast. All have the same weights, images and noise, and before anything is timed
 their loss and gradients are held against the plain loop's in float64: the error of ours, in parts of the norm, is at
-most twice that of the plain loop in the same precision, or it is not timed. Then they step in turns in one process,
-every round through all presets; the table gives medians over the rounds and the median of the rounds' ratios. The parts
-of a step are timed one by one, each from the detached outputs of the part before.
+most twice that of the plain loop in the same precision, plus KINKS, or it is not timed. Then they step in turns in one
+process, every round through all presets, in any order; the table gives medians over the rounds and the median of the
+rounds' ratios. The parts of a step are timed one by one, each from the detached outputs of the part before.
 
 Peak memory is what a first step holds at most beyond what it is given, on a CPU Adam's state included. There it is the
 growth of the resident set, in a fresh process for each contender. FLOPs are those that PyTorch's counter sees: not the
