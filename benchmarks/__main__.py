@@ -1,7 +1,7 @@
 """Compares this project with the plain reference, compiled or not, and the PyPI package slot-attention.
 
-    python -m benchmarks                    everything below, in about 10 minutes on 2 CPU cores or on a GPU
-    python -m benchmarks --quick            at small sizes, within a minute, into build/benchmarks
+    python -m benchmarks                    everything below, in about 10 minutes on 2 CPU cores
+    python -m benchmarks --quick            at small sizes, in about a minute, into build/benchmarks
     python -m benchmarks PART [PART ...]    some of it
     python -m benchmarks report             tables and plots of what is in module.csv, measuring nothing
     python -m benchmarks --against REV      the module now against that of a git revision; exits with 1 if it is slower
@@ -42,7 +42,7 @@ PARTS = {
     "property": Part("a training step of property prediction", ("property",), ("--quick",)),
     "matching": Part("matching predictions with targets, against SciPy", ("matching",), ("--rounds", "3")),
     "average-precision": Part("AP, against plain loops", ("average_precision",), ("--images", "500")),
-    "data": Part("reading, drawing and feeding scenes", ("data", "--rounds", "2"), ("--quick", "--rounds", "1")),
+    "data": Part("reading, drawing and feeding scenes", ("data",), ("--quick",)),
     "report": Part("the tables and plots of the module's rows", ("report",), ()),
 }
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from slotattn_fast.lock import locked
 RESULTS, README = Path("benchmarks/results"), Path("README.md")
 QUICK_RESULTS = Path("build/benchmarks")
 INSTALL = '`pip install -c constraints.txt -e ".[dev]"` installs what benchmarks need'
-_DEFAULT = f"default {RESULTS}, whose tables are also put into {README}"
+_DEFAULT = f"default {RESULTS}, whose tables also go into {README} where it has a place for them"
 
 Table = Callable[[list[dict[str, Any]], Path], str]
 """Markdown of rows and the path of their file."""
@@ -134,11 +134,18 @@ def software(*packages: str) -> dict[str, str]:
     return {"date": today(), "commit": commit(), "command": ran(), "python": platform.python_version(), **versions}
 
 
-def write_results(name: str, rows: list[dict[str, Any]], table: Table, folder: Path) -> None:
-    """Writes the rows as folder/NAME.csv and their table as folder/NAME.md and, if that is RESULTS, into README.md."""
+def write_results(
+    name: str, found: Iterable[list[dict[str, Any]]], conditions: Mapping[str, Any], table: Table, folder: Path
+) -> None:
+    """Writes folder/NAME.csv again and again, as `found` gives all rows so far, and at last the table, folder/NAME.md.
+
+    That also goes into README.md, if the folder is RESULTS. Every row is told the conditions.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.csv"
-    write_rows(path, rows)
+    for so_far in found:
+        rows = [row | conditions for row in so_far]
+        write_rows(path, rows)
     text = table(rows, path)
     write_text(path.with_suffix(".md"), text)
     print(text)
@@ -198,10 +205,12 @@ def _short(value: Any) -> Any:
 
 
 def put_into_readme(name: str, table: str) -> None:
-    """Replaces what stands between `<!-- name -->` and `<!-- end of name -->`."""
+    """Replaces what stands between `<!-- name -->` and `<!-- end of name -->`.
+
+    Without the two README.md stays as it is: it shows the tables of one machine, not those of every kind.
+    """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, _, rest = README.read_text().partition(begin)
     _, found, after = rest.partition(end)
-    if not found:
-        raise ValueError(f"{README}: has no lines {begin} and {end}")
-    write_text(README, f"{before}{begin}\n{table}{end}{after}")
+    if found:
+        write_text(README, f"{before}{begin}\n{table}{end}{after}")

@@ -1,6 +1,6 @@
 """Speed of the data on this CPU: reading published files, drawing look-alikes, feeding the training.
 
-    python -m benchmarks.data [--quick] [--rounds 5] [--threads 2] [--out benchmarks/results]
+    python -m benchmarks.data [--quick] [--rounds 2] [--threads 2] [--out benchmarks/results]
 
 Reading: records a second of our reader and of the PyPI package tfrecord (images and masks as arrays of numbers, all
 factors decoded), on files that the package's own writer wrote, in turns in one process, one thread. What is in them
@@ -8,8 +8,8 @@ are look-alikes, those of CLEVR enlarged to the published size, and once more wi
 rendered images have it. Before they are timed, every image and mask of the one is compared with the other's. Drawing:
 scenes a second in batches of 64 (with --quick of 8), as `slotattn data generate` draws them. Feeding: images a second
 at 64x64 from a prepared folder that is in the page cache, in batches of 64, as uint8 and as the float32 that a model
-takes. Medians of all rounds, after one that is not counted. Writes data-cpu.csv and data-cpu.md, which it also puts
-into README.md.
+takes. Medians of all rounds, after one that is not counted. Writes data-cpu.csv, a row as soon as it is there, and
+data-cpu.md, which also goes into README.md.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import gzip
 import itertools
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -91,23 +91,22 @@ def _values(array: np.ndarray) -> tuple[list[Any], str]:
     return array.ravel().tolist(), "float"
 
 
-def measure_reading(folder: Path, rounds: int, one_in: int) -> list[Row]:
-    if find_spec("tfrecord") is None:
-        why = "the package tfrecord, which writes the files, is not installed"
-        return [_row("read", name, images, "records", None, why=why) for name, _, images in RECORDS]
-    rows = []
-    for name, count, images in RECORDS:
+def measure_reading(folder: Path, rounds: int, one_in: int) -> Iterator[Row]:
+    for name, count, form in RECORDS:
         count //= one_in
-        path = folder / f"{name}-{images}.tfrecords"
-        write_records(path, name, count, images == "with noise")
+        if find_spec("tfrecord") is None:
+            why = "the package tfrecord, which writes the files, is not installed"
+            yield _row("read", name, form, count, "records", None, why=why)
+            continue
+        path = folder / f"{name}-{form}.tfrecords"
+        write_records(path, name, count, form == "with noise")
         check_same(path, name, count)
         readers = {"ours": partial(read_scenes, path, name), "tfrecord": partial(_peers_scenes, path)}
         calls = {who: partial(_read_all, reader) for who, reader in readers.items()}
         ms = wall_times(calls, rounds, warm_up=1)
         ratio = statistics.median(map(truediv, ms["tfrecord"], ms["ours"]))
         speeds = {who: 1e3 * count / statistics.median(values) for who, values in ms.items()}
-        rows.append(_row("read", name, images, "records", speeds["ours"], speeds["tfrecord"], ratio))
-    return rows
+        yield _row("read", name, form, count, "records", speeds["ours"], speeds["tfrecord"], ratio)
 
 
 def check_same(path: Path, name: str, count: int) -> None:
@@ -133,9 +132,9 @@ def _peers_scenes(path: Path) -> Iterable[dict[str, np.ndarray]]:
     return example_loader(str(path), None, None, compression_type="gzip")
 
 
-def measure_drawing(rounds: int, threads: int, one_in: int) -> list[Row]:
+def measure_drawing(rounds: int, threads: int, one_in: int) -> Iterator[Row]:
     torch.set_num_threads(1)
-    rows, size = [], BATCH // one_in
+    size = BATCH // one_in
     with ThreadPoolExecutor(threads) as pool:
         for name in GENERATED:
             sample = sampler(name)
@@ -144,26 +143,25 @@ def measure_drawing(rounds: int, threads: int, one_in: int) -> list[Row]:
             def draw(sample: Callable[..., Any] = sample, batches: int = batches) -> None:
                 list(pool.map(lambda i: sample(0, np.arange(i * size, (i + 1) * size)), range(batches)))
 
-            rows.append(_row("draw", name, "", "scenes", batches * size / _median_seconds(draw, rounds)))
-    return rows
+            count = batches * size
+            yield _row("draw", name, "", count, "scenes", count / _median_seconds(draw, rounds))
 
 
-def measure_feeding(folder: Path, rounds: int, threads: int, one_in: int) -> list[Row]:
+def measure_feeding(folder: Path, rounds: int, threads: int, one_in: int) -> Iterator[Row]:
     torch.set_num_threads(threads)
     path = folder / "sprites"
     generate(SPRITES, path, train=20_000 // one_in, held_out=1)
     split = open_split(str(path), "train", ["images"])
-    rows = []
-    count = 300 // one_in
+    steps = 300 // one_in
     for form, convert in (("uint8", lambda images: images), ("float32", to_model)):
         with closing(feed(split, seed=0, batch_size=BATCH, start=0, device=torch.device("cpu"))) as batches:
 
             def take(batches: Any = batches, convert: Callable[..., Any] = convert) -> None:
-                for batch in itertools.islice(batches, count):
+                for batch in itertools.islice(batches, steps):
                     convert(batch["images"])
 
-            rows.append(_row("feed", SPRITES, form, "images", count * BATCH / _median_seconds(take, rounds)))
-    return rows
+            count = steps * BATCH
+            yield _row("feed", SPRITES, form, count, "images", count / _median_seconds(take, rounds))
 
 
 def _median_seconds(call: Callable[[], None], rounds: int) -> float:
@@ -173,7 +171,8 @@ def _median_seconds(call: Callable[[], None], rounds: int) -> float:
 def _row(
     part: str,
     data: str,
-    images: str,
+    form: str,
+    count: int,
     unit: str,
     speed: float | None,
     peer: float | None = None,
@@ -181,11 +180,12 @@ def _row(
     why: str = "",
 ) -> Row:
     found = f"{NOT_MEASURED}: {why}" if speed is None else f"{speed:10.0f} {unit}/s"
-    print(f"{part:5} {data:36} {images:8} {found}" + (f"  tfrecord {peer:.0f}/s" if peer else ""), flush=True)
+    print(f"{part:5} {data:36} {form:8} {found}" + (f"  tfrecord {peer:.0f}/s" if peer else ""), flush=True)
     return {
         "part": part,
         "data": data,
-        "images": images,
+        "form": form,
+        "count": count,
         "unit": unit,
         "a_second": "" if speed is None else round(speed, 1),
         "tfrecord_a_second": "" if peer is None else round(peer, 1),
@@ -202,14 +202,14 @@ def table(rows: list[Row], path: Path) -> str:
         f"tfrecord {first['tfrecord']}, medians of {first['rounds']} rounds, commit {first['commit']}, "
         f"{first['date']}: `{first['command']}`, {path}.",
         "",
-        "| what | data | images | a second | PyPI tfrecord | faster |",
-        "|---|---|---|---|---|---|",
+        "| what | data | | in a round | a second | PyPI tfrecord, a second | faster |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         speed, peer, times = row["a_second"], row["tfrecord_a_second"], row["times_tfrecord"]
         found = f"{speed:,.0f} {row['unit']}" if speed else row[NOT_MEASURED]
         lines.append(
-            f"| {row['part']} | {row['data']} | {row['images']} | {found} "
+            f"| {row['part']} | {row['data']} | {row['form']} | {row['count']:,} | {found} "
             f"| {peer and f'{peer:,.0f}'} | {times and f'**{times:.0f}x**'} |"
         )
     return "\n".join(lines) + "\n"
@@ -218,12 +218,12 @@ def table(rows: list[Row], path: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="an eighth of the scenes")
-    parser.add_argument("--rounds", type=at_least(1), help="timed rounds (default 5; with --quick 1)")
+    parser.add_argument("--rounds", type=at_least(1), help="timed rounds (default 2; with --quick 1)")
     add_threads(parser, "threads of drawing and feeding")
     add_quick_out(parser)
     arguments = parser.parse_args()
     out = chosen_out(arguments)
-    rounds = arguments.rounds or (1 if arguments.quick else 5)
+    rounds = arguments.rounds or (1 if arguments.quick else 2)
     one_in = QUICK if arguments.quick else 1
     conditions = {
         "cpu": processor(),
@@ -233,11 +233,12 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        rows = measure_reading(folder, rounds, one_in)
-        rows += measure_drawing(rounds, arguments.threads, one_in)
-        rows += measure_feeding(folder, rounds, arguments.threads, one_in)
-    rows = [{**row, **conditions} for row in rows]
-    write_results("data-cpu", rows, table, out)
+        rows = itertools.chain(
+            measure_reading(folder, rounds, one_in),
+            measure_drawing(rounds, arguments.threads, one_in),
+            measure_feeding(folder, rounds, arguments.threads, one_in),
+        )
+        write_results("data-cpu", itertools.accumulate([row] for row in rows), conditions, table, out)
 
 
 if __name__ == "__main__":

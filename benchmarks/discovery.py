@@ -13,7 +13,8 @@ from slotattn_fast.reference import AutoEncoder
 from torch import Tensor, nn
 
 from benchmarks.conditions import command
-from benchmarks.training_step import Call, Step, main, to_images
+from benchmarks.step_contenders import Call, Step, to_images
+from benchmarks.training_step import main
 from slotattn_fast.mixture import reconstruction_loss
 from slotattn_fast.models.discovery import ObjectDiscovery
 from slotattn_fast.models.discovery_config import DiscoveryConfig

@@ -1,6 +1,6 @@
 """The stage `steps`: one training step of either task at the paper's batch, ours against the plain loop.
 
-Contenders are those of benchmarks/training_step.py: the plain loop, eager in float32 with convolutions in TF32, which
+Contenders are those of benchmarks/step_contenders.py: the plain loop, eager in float32 with convolutions in TF32, which
 is PyTorch's default, in bfloat16, and that compiled; ours in float32, in bfloat16, and that compiled; and ours as
 `slotattn train --cuda-graph` takes its steps, in bfloat16 and replayed as one CUDA graph. All have the same weights,
 images and noise. Before anything is timed, loss and gradients of the whole batch are held against the plain loop in
@@ -32,7 +32,7 @@ from .gpu_steps_table import CLEVR6, CONVOLUTIONS, GRAPH, SETS, report
 from .measure import ceilings, milliseconds, on_gpu, peak_bytes, percentiles
 from .property import PropertyStep
 from .reasons import NOT_MEASURED, failed, off
-from .training_step import KINKS, OURS, PLAIN, Contender, Step, error
+from .step_contenders import OURS, PLAIN, Contender, Step, agreeing
 
 __all__ = ["compare", "convolutions", "parts", "passed", "report"]
 
@@ -133,29 +133,15 @@ def compare(kind: type[Step], preset: str, toy: bool, seconds: float) -> Found:
     config = PRESETS[kind.task][preset]
     batch = TOY_BATCH if toy else config.batch_size
     torch.compiler.reset()
-    exact = kind(PLAIN, preset, batch).double().gradients()
-    if on_gpu():
-        torch.cuda.empty_cache()
-    steps: dict[str, Step | GraphedStep] = {}
-    rows, allowed = [], {}
-    for name, make in makers(kind, preset, batch, toy).items():
-        row: dict[str, Any] = {"contender": name}
-        rows.append(row)
-        try:
-            step = make()
-            row["error"] = error(step.gradients(), exact)
-            row["peak_bytes"] = step.peak if isinstance(step, GraphedStep) else peak_beside_adam(step)
-        except Exception as failure:  # a compiler that fails is no reason to lose the others
-            row[NOT_MEASURED] = failed(failure)
-            continue
-        bf16 = "bf16" in name
-        if name in (str(PLAIN), str(PLAIN_BF16)):
-            allowed[bf16] = 2 * row["error"] + KINKS
-        bound = allowed.get(bf16, float("inf"))
-        if not row["error"] <= bound:
-            row[NOT_MEASURED] = off(row["error"], bound)
-            continue
-        steps[name] = step
+    steps, notes = agreeing(kind, preset, batch, makers(kind, preset, batch, toy))
+    rows: list[dict[str, Any]] = [{"contender": name, **note} for name, note in notes.items()]
+    for row in rows:
+        if step := steps.get(row["contender"]):
+            try:
+                row["peak_bytes"] = step.peak if isinstance(step, GraphedStep) else peak_beside_adam(step)
+            except Exception as failure:
+                row[NOT_MEASURED] = failed(failure)
+                del steps[row["contender"]]
     times = milliseconds(steps, 1 if toy else ROUNDS)
     for row in rows:
         if values := times.get(row["contender"]):

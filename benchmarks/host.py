@@ -11,6 +11,7 @@ Python. Times are the process's CPU time, medians with the 20th and 80th percent
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -114,9 +115,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     conditions = {"device": device_name(), "rounds": given.rounds, **software("torch", "triton")}
-    rows = [row for dtype in DTYPES for which in PASSES for row in measure(which, dtype, given.rounds)]
-    rows = [{**row, **conditions} for row in rows]
-    write_results("host-cpu", rows, table, given.out)
+    found = accumulate(measure(which, dtype, given.rounds) for dtype in DTYPES for which in PASSES)
+    write_results("host-cpu", found, conditions, table, given.out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from slotattn_fast.reference.set_prediction import set_loss as plain_set_loss
 from torch import Tensor, nn
 
 from benchmarks.conditions import command
-from benchmarks.training_step import Call, Step, main, to_images
+from benchmarks.step_contenders import Call, Step, to_images
+from benchmarks.training_step import main
 from slotattn_fast.data.clevr_published import MAX_OBJECTS, MIN_OBJECTS, PROPERTIES
 from slotattn_fast.data.properties import ATTRIBUTES, COORDS_LIMIT, targets_of
 from slotattn_fast.matching import match

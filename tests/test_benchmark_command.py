@@ -23,7 +23,7 @@ def test_a_part_that_fails_does_not_keep_the_others(
     assert command.run(["forward", "data", "scaling"], True, tmp_path / "new") == 1
     assert [arguments[:3] for arguments in called] == [
         ["benchmarks.module", "forward", "scaling"],
-        ["benchmarks.data", "--rounds", "2"],
+        ["benchmarks.data", "--quick", "--out"],
     ]
     durations = read_rows(tmp_path / "new" / "durations.csv")
     assert [(row["parts"], row["outcome"]) for row in durations] == [

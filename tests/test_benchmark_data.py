@@ -29,8 +29,8 @@ def test_files_hold_look_alikes(name: str, tmp_path: Path) -> None:
 
 def test_reading_compares_both_readers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(data, "RECORDS", FEW)
-    rows = data.measure_reading(tmp_path, rounds=1, one_in=2)
-    assert [row["data"] for row in rows] == [name for name, _, _ in FEW]
+    rows = list(data.measure_reading(tmp_path, rounds=1, one_in=2))
+    assert [(row["data"], row["count"]) for row in rows] == [(name, 2) for name, _, _ in FEW]
     for row in rows:
         assert row["times_tfrecord"] == pytest.approx(row["a_second"] / row["tfrecord_a_second"], rel=0.05, abs=0.1)
 
@@ -55,21 +55,21 @@ def test_every_row_is_in_the_table() -> None:
     conditions = dict.fromkeys(("cpu", "threads", "torch", "numpy", "tfrecord", "rounds", "commit", "date"), "x")
     conditions["command"] = "python -m benchmarks.data --quick"
     rows = [
-        data._row("read", "tetrominoes", "plain", "records", 1234.5, 100, 12.3),
-        data._row("draw", "clevr", "", "scenes", 20),
-        data._row("read", "clevr", "", "records", None, why="no file"),
+        data._row("read", "tetrominoes", "plain", 1000, "records", 1234.5, 100, 12.3),
+        data._row("draw", "clevr", "", 64, "scenes", 20),
+        data._row("read", "clevr", "", 8, "records", None, why="no file"),
     ]
     lines = data.table([{**row, **conditions} for row in rows], Path("folder/data-cpu.csv")).splitlines()
     assert lines[0].endswith(", x: `python -m benchmarks.data --quick`, folder/data-cpu.csv.")
     assert lines[-3:] == [
-        "| read | tetrominoes | plain | 1,234 records | 100 | **12x** |",
-        "| draw | clevr |  | 20 scenes |  |  |",
-        "| read | clevr |  | no file |  |  |",
+        "| read | tetrominoes | plain | 1,000 | 1,234 records | 100 | **12x** |",
+        "| draw | clevr |  | 64 | 20 scenes |  |  |",
+        "| read | clevr |  | 8 | no file |  |  |",
     ]
 
 
 def test_reading_without_the_peer_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(data, "find_spec", lambda name: None)
-    rows = data.measure_reading(tmp_path, rounds=1, one_in=1)
+    rows = list(data.measure_reading(tmp_path, rounds=1, one_in=1))
     assert [row["data"] for row in rows] == [name for name, _, _ in data.RECORDS]
     assert {row[NOT_MEASURED] for row in rows} == {"the package tfrecord, which writes the files, is not installed"}

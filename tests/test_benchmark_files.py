@@ -3,7 +3,9 @@
 import multiprocessing
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,12 +139,41 @@ def test_quick_results_are_not_those_of_the_repository(tmp_path: Path, monkeypat
     written: list[Path] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training_step, "measure", lambda *_: iter([[{"part": "step"}]]))
-    monkeypatch.setattr(training_step, "write_rows", lambda *_: None)
-    monkeypatch.setattr(training_step, "write_results", lambda name, rows, text, folder: written.append(folder))
+    monkeypatch.setattr(training_step, "write_results", lambda name, found, more, text, folder: written.append(folder))
     for arguments in (["--quick"], []):
         monkeypatch.setattr(sys, "argv", ["discovery", *arguments])
         training_step.main(DiscoveryStep, {}, {}, "")
     assert written == [conditions.QUICK_RESULTS, conditions.RESULTS]
+
+
+def test_what_is_found_is_kept_before_the_rest_is(tmp_path: Path) -> None:
+    def found() -> Iterator[list[dict[str, Any]]]:
+        yield [{"which": "a"}]
+        assert read_rows(tmp_path / "some.csv") == [{"which": "a", "day": "x"}]
+        yield [{"which": "a"}, {"which": "b"}]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        conditions.write_results("some", found(), {"day": "x"}, lambda rows, path: "", tmp_path)
+    assert [row["which"] for row in read_rows(tmp_path / "some.csv")] == ["a", "b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["some.csv"]
+
+
+def test_tables_go_where_readme_has_a_place_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def table(rows: Sequence[Mapping[str, Any]], path: Path) -> str:
+        return f"{path}: {[row['ms'] for row in rows]}\n"
+
+    monkeypatch.chdir(tmp_path)
+    before = "# Title\n\n<!-- some.md -->\nold\n<!-- end of some.md -->\n\n<!-- other.md -->\n"
+    conditions.README.write_text(before)
+    for name, folder in (("some", tmp_path), ("unseen", conditions.RESULTS), ("other", conditions.RESULTS)):
+        conditions.write_results(name, [[{"ms": 1}]], {}, table, folder)
+        assert conditions.README.read_text() == before
+        assert (folder / f"{name}.md").exists()
+    conditions.write_results("some", [[{"ms": 1}], [{"ms": 1}, {"ms": 2}]], {}, table, conditions.RESULTS)
+    text = "benchmarks/results/some.csv: [1, 2]"
+    assert conditions.README.read_text() == before.replace("old", text)
+    assert (conditions.RESULTS / "some.md").read_text() == f"{text}\n"
 
 
 def test_a_commit_with_changes_is_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

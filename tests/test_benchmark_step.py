@@ -2,16 +2,17 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import training_step
+from benchmarks import conditions, step_contenders, training_step
 from benchmarks.discovery import DiscoveryStep
 from benchmarks.property import PropertyStep, clearness
 from benchmarks.reasons import NOT_MEASURED
-from benchmarks.training_step import ON_CPU, ON_GPU, OURS, PLAIN, Contender, Step
+from benchmarks.step_contenders import ON_CPU, ON_GPU, OURS, PLAIN, Contender, Step, agreeing
 from slotattn_fast.matching import match
 
 ENCODER = {"encoder_channels": 8, "slot_dim": 8, "hidden_dim": 8}
@@ -29,6 +30,7 @@ PARTS = {
     ),
     "property": ("encoder", "slot attention", "classifier", "matching and loss"),
 }
+MAKERS = {contender: partial(DiscoveryStep, contender, "tiny", 2) for contender in ON_CPU}
 KINDS = pytest.mark.parametrize("kind", [DiscoveryStep, PropertyStep], ids=lambda kind: kind.task)
 
 
@@ -85,14 +87,14 @@ def test_a_step_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch, kind
 
 def test_an_error_that_is_no_number_is_an_error() -> None:
     exact = (torch.tensor(1.0), [torch.ones(3), torch.ones(2)])
-    assert training_step.error(exact, exact) == 0
+    assert step_contenders.error(exact, exact) == 0
     for wrong in (torch.nan, 1.1):
         for found in (
             (torch.tensor(wrong), exact[1]),
             (exact[0], [torch.full((3,), wrong), torch.ones(2)]),
             (exact[0], [torch.ones(3), torch.full((2,), wrong)]),
         ):
-            assert not training_step.error(found, exact) < 0.01
+            assert not step_contenders.error(found, exact) < 0.01
 
 
 def test_faster_is_plain_by_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +107,7 @@ def test_faster_is_plain_by_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_image_is_of_one_colour_but_for_noise() -> None:
-    pixels = training_step.drawn_pixels(8, 16, 3, torch.Generator().manual_seed(0))
+    pixels = step_contenders.drawn_pixels(8, 16, 3, torch.Generator().manual_seed(0))
     assert (pixels.shape, pixels.dtype) == ((8, 16, 16, 3), torch.uint8)
     lightness = pixels.float().flatten(1, 2)
     assert 10 < lightness.std(1).mean() < 25  # of 64 levels
@@ -125,11 +127,11 @@ def test_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_twice_the_plain_loops_error_is_allowed_beside_the_kinks(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert training_step.KINKS == 2e-5
+    assert step_contenders.KINKS == 2e-5
     for error, accepted in ((2.19e-5, True), (2.21e-5, False)):
         errors = iter((1e-6, error, 1e-2, 0.02))
-        monkeypatch.setattr(training_step, "error", lambda *_, errors=errors: next(errors))
-        steps, _ = training_step.agreeing(DiscoveryStep, "tiny", 2, ON_CPU)
+        monkeypatch.setattr(step_contenders, "error", lambda *_, errors=errors: next(errors))
+        steps, _ = agreeing(DiscoveryStep, "tiny", 2, MAKERS)
         assert (OURS in steps) is accepted
         assert len(steps) == 3 + accepted
 
@@ -142,7 +144,7 @@ def test_without_the_plain_loop_nothing_is_held_against(monkeypatch: pytest.Monk
 
     right = DiscoveryStep.plain_class.loss
     monkeypatch.setattr(DiscoveryStep.plain_class, "loss", fails)
-    steps, notes = training_step.agreeing(DiscoveryStep, "tiny", 2, ON_CPU)
+    steps, notes = agreeing(DiscoveryStep, "tiny", 2, MAKERS)
     assert steps == {}
     assert notes[PLAIN] == {NOT_MEASURED: "RuntimeError: out of memory"}
     assert notes[OURS][NOT_MEASURED] == "the plain loop, which tells the error that is allowed, failed"
@@ -203,7 +205,7 @@ def test_every_round_goes_through_all_presets_and_is_kept(monkeypatch: pytest.Mo
     go_round = training_step.Measured.go_round
     monkeypatch.setitem(training_step.PRESETS["discovery"], "other", training_step.PRESETS["discovery"]["tiny"])
     monkeypatch.setattr(training_step.Measured, "go_round", one_round)
-    monkeypatch.setattr(training_step, "write_rows", write_rows)
+    monkeypatch.setattr(conditions, "write_rows", write_rows)
     monkeypatch.setattr(training_step, "peak_mib", lambda *_: 1.0)
     monkeypatch.setattr(sys, "argv", ["benchmark", "--quick", "--threads", "1", "--out", str(tmp_path)])
     training_step.main(DiscoveryStep, {}, {"tiny": 2, "other": 2}, "")

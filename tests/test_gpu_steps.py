@@ -14,7 +14,7 @@ from benchmarks.gpu_steps import GraphedStep
 from benchmarks.gpu_steps_table import GRAPH, TARGETS
 from benchmarks.property import PropertyStep
 from benchmarks.reasons import NOT_MEASURED
-from benchmarks.training_step import Step
+from benchmarks.step_contenders import Step
 from slotattn_fast.models.convolution import SameConvTranspose2d
 from slotattn_fast.train.config import PRESETS
 from slotattn_fast.train.tasks import task_of
