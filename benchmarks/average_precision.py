@@ -4,13 +4,15 @@
 
 Predicted sets made from random true ones, a little beside them, 10 slots and 3 to 10 objects an image, at the paper's
 five thresholds; from vectors of 19 numbers to AP. The loops take few images, ours the same and also as many as the
-validation split of CLEVR has; in turns in one process, in any order. Medians of all rounds, after one that is not
-counted. Writes average-precision-cpu.csv and average-precision-cpu.md, which also goes into README.md.
+validation split of CLEVR has; in turns in one process, in any order. Medians of all rounds, with the 20th and 80th
+percentile, after one that is not counted. Writes average-precision-cpu.csv and average-precision-cpu.md, which also
+goes into README.md.
 """
 
 import argparse
 import math
 import statistics
+from collections.abc import Sequence
 from functools import partial
 from operator import truediv
 from pathlib import Path
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from benchmarks.conditions import add_out, add_threads, at_least, command, software, write_results
 from benchmarks.measure import wall_times
+from benchmarks.spread import cell, columns
 from slotattn_fast.data.clevr_published import MAX_OBJECTS, MIN_OBJECTS, PROPERTIES
 from slotattn_fast.data.properties import properties_of, targets_of
 from slotattn_fast.metrics.average_precision import THRESHOLDS, average_precision
@@ -95,20 +98,14 @@ def measure(images: int, plain_images: int, rounds: int) -> list[Row]:
     np.testing.assert_allclose(fast(*few), plain(*few), rtol=0, atol=1e-12)
     calls = {"fast": partial(fast, *few), "plain": partial(plain, *few), "many": partial(fast, *many)}
     ms = wall_times(calls, rounds, warm_up=1)
-    median = {name: statistics.median(values) / 1e3 for name, values in ms.items()}
     ratio = statistics.median(map(truediv, ms["plain"], ms["fast"]))
-    return [_row(plain_images, median["fast"], median["plain"], ratio), _row(images, median["many"])]
+    return [_row(plain_images, ms["fast"], ms["plain"], ratio), _row(images, ms["many"])]
 
 
-def _row(images: int, seconds: float, plain_seconds: float | None = None, ratio: float | None = None) -> Row:
-    return {
-        "images": images,
-        "slots": MAX_OBJECTS,
-        "thresholds": len(THRESHOLDS),
-        "seconds": round(seconds, 4),
-        "plain_seconds": "" if plain_seconds is None else round(plain_seconds, 2),
-        "times_plain": "" if ratio is None else round(ratio, 1),
-    }
+def _row(images: int, ms: list[float], plain_ms: Sequence[float] = (), ratio: float | None = None) -> Row:
+    row = {"images": images, "slots": MAX_OBJECTS, "thresholds": len(THRESHOLDS), **columns("ms", ms)}
+    empty = dict.fromkeys(("plain_ms_p20", "plain_ms_median", "plain_ms_p80", "times_plain"), "")
+    return row | (empty if ratio is None else columns("plain_ms", plain_ms) | {"times_plain": round(ratio, 1)})
 
 
 def table(rows: list[Row], path: Path) -> str:
@@ -117,24 +114,22 @@ def table(rows: list[Row], path: Path) -> str:
     lines = [
         f"AP of {first['slots']} predictions an image within {first['thresholds']} distances, {MIN_OBJECTS} to "
         f"{MAX_OBJECTS} objects an image. {first['cpu']}, {first['threads']} threads, torch {first['torch']}, NumPy "
-        f"{first['numpy']}, medians of {first['rounds']} interleaved rounds, commit {first['commit']}, "
-        f"{first['date']}: `{first['command']}`, {path}.",
+        f"{first['numpy']}, medians of {first['rounds']} interleaved rounds (20th to 80th percentile), "
+        f"commit {first['commit']}, {first['date']}: `{first['command']}`, {path}.",
         "",
-        "| images | seconds | plain loops, seconds | faster |",
+        "| images | ms | plain loops, ms | faster |",
         "|---|---|---|---|",
     ]
     for row in rows:
-        loops, times = row["plain_seconds"], row["times_plain"]
-        lines.append(
-            f"| {row['images']:,} | {row['seconds']:.3f} | {loops and f'{loops:.2f}'} "
-            f"| {times and f'**{times:.0f}x**'} |"
-        )
+        times = row["times_plain"]
+        loops, faster = (cell(row, "plain_ms", ".0f"), f"**{times:.0f}x**") if times else ("", "")
+        lines.append(f"| {row['images']:,} | {cell(row, 'ms', '.1f')} | {loops} | {faster} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=at_least(1), default=5, help="timed rounds of each measurement")
+    parser.add_argument("--rounds", type=at_least(2), default=5, help="timed rounds of each measurement")
     add_threads(parser)
     parser.add_argument("--images", type=at_least(1), default=15_000, help="images of the larger measurement")
     parser.add_argument("--plain-images", type=at_least(1), default=500, help="images of that with plain loops")

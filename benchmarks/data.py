@@ -1,15 +1,15 @@
 """Speed of the data on this CPU: reading published files, drawing look-alikes, feeding the training.
 
-    python -m benchmarks.data [--quick] [--rounds 2] [--threads 2] [--out benchmarks/results]
+    python -m benchmarks.data [--quick] [--rounds 3] [--threads 2] [--out benchmarks/results]
 
 Reading: records a second of our reader and of the PyPI package tfrecord (images and masks as arrays of numbers, all
-factors decoded), on files that the package's own writer wrote, in turns in one process, one thread. What is in them
-are look-alikes, those of CLEVR enlarged to the published size, and once more with noise of two levels of 255, as
-rendered images have it. Before they are timed, every image and mask of the one is compared with the other's. Drawing:
-scenes a second in batches of 64 (with --quick of 8), as `slotattn data generate` draws them. Feeding: images a second
-at 64x64 from a prepared folder that is in the page cache, in batches of 64, as uint8 and as the float32 that a model
-takes. Medians of all rounds, after one that is not counted. Writes data-cpu.csv, a row as soon as it is there, and
-data-cpu.md, which also goes into README.md.
+factors decoded), on files that the package's own writer wrote, in turns in one process, one thread. What is in them are
+look-alikes, those of CLEVR enlarged to the published size, and once more with noise of two levels of 255, as rendered
+images have it. Before they are timed, every image and mask of the one is compared with the other's. Drawing: scenes a
+second in batches of 64 (with --quick of 8), as `slotattn data generate` draws them. Feeding: images a second at 64x64
+from a prepared folder that is in the page cache, in batches of 64, as uint8 and as the float32 that a model takes.
+Medians of all rounds, with the 20th and 80th percentile, after one that is not counted. Writes data-cpu.csv, a row as
+soon as it is there, and data-cpu.md, which also goes into README.md.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import gzip
 import itertools
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -32,6 +32,7 @@ import torch
 from benchmarks.conditions import add_quick_out, add_threads, at_least, chosen_out, command, software, write_results
 from benchmarks.measure import wall_times
 from benchmarks.reasons import NOT_MEASURED
+from benchmarks.spread import WHICH, cell, columns
 from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.data.feed import feed
 from slotattn_fast.data.generated import sampler
@@ -96,7 +97,7 @@ def measure_reading(folder: Path, rounds: int, one_in: int) -> Iterator[Row]:
         count //= one_in
         if find_spec("tfrecord") is None:
             why = "the package tfrecord, which writes the files, is not installed"
-            yield _row("read", name, form, count, "records", None, why=why)
+            yield _row("read", name, form, count, "records", why=why)
             continue
         path = folder / f"{name}-{form}.tfrecords"
         write_records(path, name, count, form == "with noise")
@@ -105,8 +106,7 @@ def measure_reading(folder: Path, rounds: int, one_in: int) -> Iterator[Row]:
         calls = {who: partial(_read_all, reader) for who, reader in readers.items()}
         ms = wall_times(calls, rounds, warm_up=1)
         ratio = statistics.median(map(truediv, ms["tfrecord"], ms["ours"]))
-        speeds = {who: 1e3 * count / statistics.median(values) for who, values in ms.items()}
-        yield _row("read", name, form, count, "records", speeds["ours"], speeds["tfrecord"], ratio)
+        yield _row("read", name, form, count, "records", ms["ours"], ms["tfrecord"], ratio)
 
 
 def check_same(path: Path, name: str, count: int) -> None:
@@ -143,8 +143,7 @@ def measure_drawing(rounds: int, threads: int, one_in: int) -> Iterator[Row]:
             def draw(sample: Callable[..., Any] = sample, batches: int = batches) -> None:
                 list(pool.map(lambda i: sample(0, np.arange(i * size, (i + 1) * size)), range(batches)))
 
-            count = batches * size
-            yield _row("draw", name, "", count, "scenes", count / _median_seconds(draw, rounds))
+            yield _row("draw", name, "", batches * size, "scenes", _ms(draw, rounds))
 
 
 def measure_feeding(folder: Path, rounds: int, threads: int, one_in: int) -> Iterator[Row]:
@@ -160,12 +159,11 @@ def measure_feeding(folder: Path, rounds: int, threads: int, one_in: int) -> Ite
                 for batch in itertools.islice(batches, steps):
                     convert(batch["images"])
 
-            count = steps * BATCH
-            yield _row("feed", SPRITES, form, count, "images", count / _median_seconds(take, rounds))
+            yield _row("feed", SPRITES, form, steps * BATCH, "images", _ms(take, rounds))
 
 
-def _median_seconds(call: Callable[[], None], rounds: int) -> float:
-    return statistics.median(wall_times({"call": call}, rounds, warm_up=1)["call"]) / 1e3
+def _ms(call: Callable[[], None], rounds: int) -> list[float]:
+    return wall_times({"call": call}, rounds, warm_up=1)["call"]
 
 
 def _row(
@@ -174,24 +172,28 @@ def _row(
     form: str,
     count: int,
     unit: str,
-    speed: float | None,
-    peer: float | None = None,
+    ms: Sequence[float] = (),
+    peers_ms: Sequence[float] = (),
     ratio: float | None = None,
     why: str = "",
 ) -> Row:
-    found = f"{NOT_MEASURED}: {why}" if speed is None else f"{speed:10.0f} {unit}/s"
-    print(f"{part:5} {data:36} {form:8} {found}" + (f"  tfrecord {peer:.0f}/s" if peer else ""), flush=True)
-    return {
-        "part": part,
-        "data": data,
-        "form": form,
-        "count": count,
-        "unit": unit,
-        "a_second": "" if speed is None else round(speed, 1),
-        "tfrecord_a_second": "" if peer is None else round(peer, 1),
-        "times_tfrecord": "" if ratio is None else round(ratio, 1),
-        NOT_MEASURED: why,
-    }
+    """What was counted in every round, and how long it took."""
+    row: Row = {"part": part, "data": data, "form": form, "count": count, "unit": unit}
+    for name, values in (("a_second", ms), ("tfrecord", peers_ms)):
+        empty = {f"{name}_{which}": "" for which in WHICH}
+        row |= columns(name, [1e3 * count / each for each in values], 1) if values else empty
+    row |= {"times_tfrecord": "" if ratio is None else round(ratio, 1), NOT_MEASURED: why}
+    peers = f", tfrecord {_peers(row)}" if peers_ms else ""
+    print(f"{part:5} {data:36} {form:11}{_speed(row)}{peers}", flush=True)
+    return row
+
+
+def _speed(row: Row) -> str:
+    return row[NOT_MEASURED] or cell(row, "a_second", ",.0f", row["unit"])
+
+
+def _peers(row: Row) -> str:
+    return cell(row, "tfrecord", ",.0f") if row["times_tfrecord"] else ""
 
 
 def table(rows: list[Row], path: Path) -> str:
@@ -199,18 +201,17 @@ def table(rows: list[Row], path: Path) -> str:
     first = rows[0]
     lines = [
         f"{first['cpu']}, {first['threads']} threads (reading: 1), torch {first['torch']}, NumPy {first['numpy']}, "
-        f"tfrecord {first['tfrecord']}, medians of {first['rounds']} rounds, commit {first['commit']}, "
-        f"{first['date']}: `{first['command']}`, {path}.",
+        f"tfrecord {first['tfrecord']}, medians of {first['rounds']} rounds (20th to 80th percentile), "
+        f"commit {first['commit']}, {first['date']}: `{first['command']}`, {path}.",
         "",
         "| what | data | | in a round | a second | PyPI tfrecord, a second | faster |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        speed, peer, times = row["a_second"], row["tfrecord_a_second"], row["times_tfrecord"]
-        found = f"{speed:,.0f} {row['unit']}" if speed else row[NOT_MEASURED]
+        times = row["times_tfrecord"]
         lines.append(
-            f"| {row['part']} | {row['data']} | {row['form']} | {row['count']:,} | {found} "
-            f"| {peer and f'{peer:,.0f}'} | {times and f'**{times:.0f}x**'} |"
+            f"| {row['part']} | {row['data']} | {row['form']} | {row['count']:,} | {_speed(row)} | {_peers(row)} "
+            f"| {times and f'**{times:.0f}x**'} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -218,12 +219,12 @@ def table(rows: list[Row], path: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="an eighth of the scenes")
-    parser.add_argument("--rounds", type=at_least(1), help="timed rounds (default 2; with --quick 1)")
+    parser.add_argument("--rounds", type=at_least(2), help="timed rounds (default 3; with --quick 2)")
     add_threads(parser, "threads of drawing and feeding")
     add_quick_out(parser)
     arguments = parser.parse_args()
     out = chosen_out(arguments)
-    rounds = arguments.rounds or (1 if arguments.quick else 2)
+    rounds = arguments.rounds or (2 if arguments.quick else 3)
     one_in = QUICK if arguments.quick else 1
     conditions = {
         "cpu": processor(),

@@ -29,9 +29,10 @@ from .contenders import difference
 from .discovery import DiscoveryStep
 from .gpu_record import Found, Part, Record
 from .gpu_steps_table import CLEVR6, CONVOLUTIONS, GRAPH, SETS, report
-from .measure import ceilings, milliseconds, on_gpu, peak_bytes, percentiles
+from .measure import ceilings, milliseconds, on_gpu, peak_bytes
 from .property import PropertyStep
 from .reasons import NOT_MEASURED, failed, off
+from .spread import percentiles
 from .step_contenders import OURS, PLAIN, Contender, Step, agreeing
 
 __all__ = ["compare", "convolutions", "parts", "passed", "report"]

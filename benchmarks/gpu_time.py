@@ -23,8 +23,9 @@ from . import contenders, gpu_table
 from .contenders import PASSES, Problem, agreeing, problem
 from .cost import Shape, plans
 from .gpu_record import Found, Part, Record
-from .measure import Call, ceilings, milliseconds, on_gpu, peak_bytes, percentiles
+from .measure import Call, ceilings, milliseconds, on_gpu, peak_bytes
 from .reasons import NOT_MEASURED
+from .spread import percentiles
 
 DIM, ITERS, ROUNDS = 64, 3, 30
 # Passes over the inputs: each from memory, and the fewest that there can be, for inputs held on the chip.

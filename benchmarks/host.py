@@ -20,8 +20,9 @@ import torch
 
 from .conditions import add_out, at_least, command, software, write_results
 from .contenders import PASSES, make, problem
-from .measure import device_name, percentiles, samples
+from .measure import device_name, samples
 from .module import shape_of
+from .spread import cell, columns
 
 SIZES = (2, 32, 7)  # B, N, K
 DTYPES = (torch.bfloat16, torch.float32)
@@ -84,10 +85,9 @@ def measure(which: str, dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]
         found = samples(calls, rounds)
     rows = []
     for name, timed in found.items():
-        p20, p50, p80 = (round(value, 3) for value in percentiles([sample.cpu_ms for sample in timed]))
         head = {"dtype": str(dtype).removeprefix("torch."), "pass": which, "contender": name}
-        rows.append({**head, "ms_p20": p20, "ms_median": p50, "ms_p80": p80})
-        print(f"{head['dtype']:10}{which:18}{name:15}{p50:8.3f} ms", flush=True)
+        rows.append(head | columns("ms", [sample.cpu_ms for sample in timed], 3))
+        print(f"{head['dtype']:10}{which:18}{name:15}{rows[-1]['ms_median']:8.3f} ms", flush=True)
     return rows
 
 
@@ -103,8 +103,7 @@ def table(rows: list[dict[str, Any]], path: Path) -> str:
         "|---|---|---|---|",
     ]
     for row in rows:
-        time = f"{row['ms_median']:.2f} ms ({row['ms_p20']:.2f} to {row['ms_p80']:.2f})"
-        lines.append(f"| {row['dtype']} | {row['pass']} | {row['contender']} | {time} |")
+        lines.append(f"| {row['dtype']} | {row['pass']} | {row['contender']} | {cell(row, 'ms', '.2f', 'ms')} |")
     return "\n".join(lines) + "\n"
 
 

@@ -5,9 +5,9 @@
 Costs as in set prediction: the mean Huber loss over 19 features of random predictions and random targets, half of which
 are zero rows. On a CPU ours is SciPy, too, and what is measured is what it adds. On a GPU the loop is given a copy of
 the costs, and its pairs are copied back; times there are by CUDA events, of ours also as a CUDA graph. All contenders
-are checked to cost the same and are then timed in turns in one process; the table gives medians over the rounds and the
-median of the rounds' ratios. Writes matching-cpu.csv or matching-gpu.csv, a row a measurement, and a .md of that name,
-which also goes into README.md where it has a place for it.
+are checked to cost the same and are then timed in turns in one process; the table gives medians over the rounds, with
+the 20th and 80th percentile, and the median of the rounds' ratios. Writes matching-cpu.csv or matching-gpu.csv, a row a
+measurement, and a .md of that name, which also goes into README.md where it has a place for it.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from benchmarks.conditions import add_out, at_least, command, software, write_results
 from benchmarks.measure import Call, captured, device_name, on_gpu, wall_times
+from benchmarks.spread import cell, columns
 from slotattn_fast.matching import match
 
 Row = dict[str, Any]
@@ -70,7 +71,7 @@ def measure(shape: tuple[int, int, int], rounds: int) -> list[Row]:
     for name, values in times.items():
         ratio = statistics.median(loop / own for loop, own in zip(times[LOOP], values, strict=True))
         row = dict(zip(("B", "rows", "columns"), shape, strict=True)) | {"contender": name}
-        row |= {"ms": round(statistics.median(values), 4), "times_faster": round(ratio, 2)}
+        row |= {**columns("ms", values, 4), "times_faster": round(ratio, 2)}
         print(row, flush=True)
         rows.append(row)
     return rows
@@ -81,21 +82,23 @@ def table(rows: list[Row], path: Path) -> str:
     first = rows[0]
     lines = [
         f"{first['processor']}, 1 thread, torch {first['torch']}, SciPy {first['scipy']}, Triton {first['triton']}, "
-        f"float32, medians of {first['rounds']} interleaved rounds, commit {first['commit']}, {first['date']}: "
-        f"`{first['command']}`, {path}.",
+        f"float32, medians of {first['rounds']} interleaved rounds (20th to 80th percentile), "
+        f"commit {first['commit']}, {first['date']}: `{first['command']}`, {path}.",
         "",
         "| problems | targets x predictions | contender | ms, all problems | faster |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
         size = f"{row['rows']} x {row['columns']}"
-        lines.append(f"| {row['B']} | {size} | {row['contender']} | {row['ms']:.3f} | {row['times_faster']:.2f}x |")
+        lines.append(
+            f"| {row['B']} | {size} | {row['contender']} | {cell(row, 'ms', '.2f')} | {row['times_faster']:.2f}x |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=at_least(1), default=15, help="timed rounds of each measurement")
+    parser.add_argument("--rounds", type=at_least(2), default=15, help="timed rounds of each measurement")
     add_out(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

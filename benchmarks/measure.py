@@ -221,9 +221,3 @@ def ceilings() -> dict[str, float]:
         return {}
     found = rates(torch.bfloat16, rounds=20)
     return {"copy_bytes_per_s": found.copy_bytes_per_s, "bf16_flop_per_s": found.flop_per_s}
-
-
-def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """20, 50 and 80 %, within what was measured."""
-    p20, _, _, p80 = statistics.quantiles(values, n=5, method="inclusive")
-    return p20, statistics.median(values), p80

@@ -46,12 +46,12 @@ from .measure import (
     in_fresh_process,
     on_gpu,
     peak_bytes,
-    percentiles,
     rates,
     resident_growth,
     samples,
 )
 from .reasons import NOT_MEASURED, failed
+from .spread import columns
 
 Row = dict[str, Any]
 
@@ -169,13 +169,10 @@ def times(case: Case, before: list[Round], rounds: int, speed: Rates, warm_up: i
         filled = row(shape, which, name, TIME) | entry | least
         if name in calls:
             made = [each for each in before if name in each]
-            p20, p50, p80 = percentiles([each[name].ms for each in made])
+            filled |= columns("ms", [each[name].ms for each in made], 6)
             filled |= {
-                "ms_p20": p20,
-                "ms_median": p50,
-                "ms_p80": p80,
                 "cpu_ms": statistics.median(each[name].cpu_ms for each in made),
-                "of_limit": limit_ms(least) / p50,
+                "of_limit": limit_ms(least) / filled["ms_median"],
                 "rounds": len(made),
             }
             if own is not None:

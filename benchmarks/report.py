@@ -17,6 +17,7 @@ from .conditions import INSTALL, RESULTS, add_out, command, put_into_readme, rea
 from .contenders import NAMES, OURS, PASSES, label
 from .module import COLUMNS, CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, MEMORY, NUMBERS, QUICK_SHAPES, SIZES, TIME
 from .reasons import NOT_MEASURED
+from .spread import cell
 
 Row = dict[str, str]
 
@@ -130,10 +131,8 @@ def time_table(rows: Sequence[Row], names: Sequence[str]) -> str:
 def _time(row: Row | None, own: bool) -> str:
     if row is None or not row["ms_median"]:
         return ""
-    low, middle, high = (float(row[column]) for column in ("ms_p20", "ms_median", "ms_p80"))
-    digits = 1 if middle >= 10 else 2
-    cell = f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-    return cell if own or not row["times_ours"] else f"{cell} **{float(row['times_ours']):.1f}x**"
+    ms = cell(row, "ms", ".1f" if float(row["ms_median"]) >= 10 else ".2f")
+    return ms if own or not row["times_ours"] else f"{ms} **{float(row['times_ours']):.1f}x**"
 
 
 def memory_table(rows: Sequence[Row], names: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import spread
 from benchmarks.conditions import add_quick_out, add_threads, at_least, chosen_out, software, write_results
 from benchmarks.measure import (
     WARM_UP,
@@ -34,7 +35,6 @@ from benchmarks.measure import (
     in_fresh_process,
     on_gpu,
     peak_bytes,
-    percentiles,
     resident_growth,
     wall_times,
 )
@@ -112,14 +112,14 @@ class Measured:
         for contender, note in self.notes.items():
             head = self.row(contender, "step", "step")
             if values := self.times.get(contender):
-                head |= spread(values)
+                head |= spread.columns("ms", values)
                 if plain := self.times.get(PLAIN):
                     head["faster"] = round(statistics.median(map(truediv, plain, values)), 2)
             rows.append(head | note | {"error": f"{note['error']:.1e}" if "error" in note else ""})
         for contender, timed in self.parts.items():
             for part, direction in timed[0]:
                 values = [1000 * seconds[part, direction] for seconds in timed]
-                rows.append(self.row(contender, part, direction) | spread(values))
+                rows.append(self.row(contender, part, direction) | spread.columns("ms", values))
         return rows
 
     def row(self, contender: Contender, part: str, direction: str) -> Row:
@@ -127,11 +127,6 @@ class Measured:
         empty = ("ms_p20", "ms_median", "ms_p80", "faster", "peak_mib", "gflop", "error", NOT_MEASURED)
         head = {"preset": self.preset, "batch": self.batch, "contender": str(contender), "part": part}
         return {**head, "pass": direction, **dict.fromkeys(empty, "")}
-
-
-def spread(values: list[float]) -> Row:
-    p20, p50, p80 = percentiles(values)
-    return {"ms_p20": round(p20, 2), "ms_median": round(p50, 2), "ms_p80": round(p80, 2)}
 
 
 def measure(kind: type[Step], batches: Mapping[str, int], rounds: int, threads: int) -> Iterator[list[Row]]:
@@ -169,7 +164,7 @@ def table(rows: list[Row], path: Path) -> str:
         share = f"{r['peak_mib'] / plain_peak[r['preset']]:.2f}" if peak and plain_peak[r["preset"]] else ""
         lines.append(
             f"| {r['preset']} | {r['batch']} | {r['contender']} "
-            f"| {r['ms_median']:.0f} ms ({r['ms_p20']:.0f} to {r['ms_p80']:.0f}) | {faster} "
+            f"| {spread.cell(r, 'ms', '.0f', 'ms')} | {faster} "
             f"| {peak} | {share} | {r['gflop']} | {r['error']} |"
         )
     presets = list(plain_peak)

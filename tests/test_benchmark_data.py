@@ -1,6 +1,8 @@
 """The data benchmark at toy size: what it writes is what both readers read, and every row reaches the table."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from benchmarks import data
 from benchmarks.reasons import NOT_MEASURED
 from slotattn_fast.data.generated import sampler
 from slotattn_fast.data.multi_object import label_map, read_scenes
+from slotattn_fast.data.prepare import generate
 
+Call = Callable[..., Any]
 FEW = tuple((name, 4, images) for name, _, images in data.RECORDS)
 
 
@@ -29,10 +33,46 @@ def test_files_hold_look_alikes(name: str, tmp_path: Path) -> None:
 
 def test_reading_compares_both_readers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(data, "RECORDS", FEW)
-    rows = list(data.measure_reading(tmp_path, rounds=1, one_in=2))
+    ms = {"ours": [10.0, 20.0, 20.0], "tfrecord": [100.0, 400.0, 800.0]}
+    read: dict[str, int] = {}
+
+    def wall_times(calls: dict[str, Call], rounds: int, warm_up: int) -> dict[str, list[float]]:
+        for name, call in calls.items():
+            call()
+            read[name] = rounds
+        return ms
+
+    monkeypatch.setattr(data, "wall_times", wall_times)
+    rows = list(data.measure_reading(tmp_path, rounds=3, one_in=2))
+    assert read == {"ours": 3, "tfrecord": 3}
     assert [(row["data"], row["count"]) for row in rows] == [(name, 2) for name, _, _ in FEW]
     for row in rows:
-        assert row["times_tfrecord"] == pytest.approx(row["a_second"] / row["tfrecord_a_second"], rel=0.05, abs=0.1)
+        assert (row["a_second_median"], row["tfrecord_median"], row["times_tfrecord"]) == (100, 5, 20)
+    data.check_same(tmp_path / "tetrominoes-plain.tfrecords", "tetrominoes", 2)
+
+
+@pytest.mark.parametrize("one_in", [1, 8])
+def test_what_is_drawn_and_fed_is_counted(one_in: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    counted: list[int] = []
+
+    def sampler(name: str) -> Call:
+        return lambda seed, indices: counted.append(len(indices))
+
+    def wall_times(calls: dict[str, Call], rounds: int, warm_up: int) -> dict[str, list[float]]:
+        counted.clear()
+        (call,) = calls.values()
+        call()
+        return {name: [1000.0, 1000.0] for name in calls}
+
+    monkeypatch.setattr(data, "sampler", sampler)
+    monkeypatch.setattr(data, "wall_times", wall_times)
+    monkeypatch.setattr(data, "to_model", lambda images: counted.append(len(images)))
+    for row in data.measure_drawing(2, 2, one_in):
+        assert row["count"] == row["a_second_median"] == sum(counted)
+    assert row["count"] == 2 * 32 * 64 // one_in
+    monkeypatch.setattr(data, "generate", lambda name, path, **_: generate(name, path, train=64, held_out=1))
+    *_, row = data.measure_feeding(tmp_path, 2, 1, one_in)
+    assert row["count"] == row["a_second_median"] == sum(counted) == 300 // one_in * 64
 
 
 @pytest.mark.parametrize("feature", ["image", "mask", "count"])
@@ -49,21 +89,24 @@ def test_a_record_that_is_read_otherwise_is_seen(feature: str, monkeypatch: pyte
     monkeypatch.setattr(data, "_peers_scenes", lambda path: peers)
     with pytest.raises((AssertionError, ValueError)):
         data.check_same(path, "tetrominoes", 3)
+    monkeypatch.setattr(data, "RECORDS", (("tetrominoes", 3, "plain"),))
+    with pytest.raises((AssertionError, ValueError)):
+        next(data.measure_reading(tmp_path, rounds=2, one_in=1))
 
 
 def test_every_row_is_in_the_table() -> None:
     conditions = dict.fromkeys(("cpu", "threads", "torch", "numpy", "tfrecord", "rounds", "commit", "date"), "x")
     conditions["command"] = "python -m benchmarks.data --quick"
     rows = [
-        data._row("read", "tetrominoes", "plain", 1000, "records", 1234.5, 100, 12.3),
-        data._row("draw", "clevr", "", 64, "scenes", 20),
-        data._row("read", "clevr", "", 8, "records", None, why="no file"),
+        data._row("read", "tetrominoes", "plain", 1000, "records", [500.0, 1000.0], [10_000.0, 20_000.0], 12.3),
+        data._row("draw", "clevr", "", 64, "scenes", [2000.0, 2000.0]),
+        data._row("read", "clevr", "", 8, "records", why="no file"),
     ]
     lines = data.table([{**row, **conditions} for row in rows], Path("folder/data-cpu.csv")).splitlines()
     assert lines[0].endswith(", x: `python -m benchmarks.data --quick`, folder/data-cpu.csv.")
     assert lines[-3:] == [
-        "| read | tetrominoes | plain | 1,000 | 1,234 records | 100 | **12x** |",
-        "| draw | clevr |  | 64 | 20 scenes |  |  |",
+        "| read | tetrominoes | plain | 1,000 | 1,500 records (1,200 to 1,800) | 75 (60 to 90) | **12x** |",
+        "| draw | clevr |  | 64 | 32 scenes (32 to 32) |  |  |",
         "| read | clevr |  | 8 | no file |  |  |",
     ]
 

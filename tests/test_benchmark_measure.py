@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import measure
+from benchmarks import measure, spread
 from benchmarks.measure import Rates, Sample, give_memory_back, in_fresh_process, resident_growth, samples
 
 
@@ -36,7 +36,13 @@ def test_rates_count_what_is_read_and_written(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_percentiles_lie_within_what_was_measured() -> None:
-    assert measure.percentiles([1.0, 2.0, 100.0]) == pytest.approx((1.4, 2, 60.8))
+    assert spread.percentiles([1.0, 2.0, 100.0]) == pytest.approx((1.4, 2, 60.8))
+
+
+def test_a_spread_is_columns_of_a_row_and_a_cell() -> None:
+    row = spread.columns("ms", [1.0, 2.0, 100.0])
+    assert row == {"ms_p20": 1.4, "ms_median": 2, "ms_p80": 60.8}
+    assert spread.cell({name: str(value) for name, value in row.items()}, "ms", ".1f", "ms") == "2.0 ms (1.4 to 60.8)"
 
 
 def _kill(number: int) -> None:

@@ -132,6 +132,22 @@ def test_a_contender_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch,
     assert not gpu_steps.passed({"tetrominoes": {"found": found, "conditions": HERE}})
 
 
+def test_a_peak_that_is_not_found_loses_its_row_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def peak(step: Step) -> int:
+        if step.bf16 and not step.is_ours:
+            raise RuntimeError("no memory")
+        return 7
+
+    monkeypatch.setattr(gpu_steps, "peak_beside_adam", peak)
+    monkeypatch.setattr(gpu_steps, "milliseconds", lambda calls, rounds: {name: [1.0, 2.0] for name in calls})
+    rows = {row["contender"]: row for row in gpu_steps.compare(PropertyStep, "clevr6", True, 60)["rows"]}
+    assert rows["plain, bf16"][NOT_MEASURED] == "RuntimeError: no memory"
+    assert "ms" not in rows["plain, bf16"]
+    assert rows["plain"]["peak_bytes"] == rows["ours, bf16"]["peak_bytes"] == 7
+    assert rows[GRAPH]["peak_bytes"] is None  # that of its capture, on a GPU
+    assert all("ms" in row for name, row in rows.items() if name != "plain, bf16")
+
+
 def test_a_convolution_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = SameConvTranspose2d.forward
     monkeypatch.setattr(SameConvTranspose2d, "forward", lambda self, maps: right(self, maps).roll(1, -1))
