@@ -11,10 +11,8 @@ goes into README.md.
 
 import argparse
 import math
-import statistics
 from collections.abc import Sequence
 from functools import partial
-from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.conditions import add_out, add_threads, at_least, command, software, write_results
 from benchmarks.measure import wall_times
-from benchmarks.spread import cell, columns
+from benchmarks.spread import cell, columns, names, ratio_cell, ratios
 from slotattn_fast.data.clevr_published import MAX_OBJECTS, MIN_OBJECTS, PROPERTIES
 from slotattn_fast.data.properties import properties_of, targets_of
 from slotattn_fast.metrics.average_precision import THRESHOLDS, average_precision
@@ -98,14 +96,14 @@ def measure(images: int, plain_images: int, rounds: int) -> list[Row]:
     np.testing.assert_allclose(fast(*few), plain(*few), rtol=0, atol=1e-12)
     calls = {"fast": partial(fast, *few), "plain": partial(plain, *few), "many": partial(fast, *many)}
     ms = wall_times(calls, rounds, warm_up=1)
-    ratio = statistics.median(map(truediv, ms["plain"], ms["fast"]))
-    return [_row(plain_images, ms["fast"], ms["plain"], ratio), _row(images, ms["many"])]
+    return [_row(plain_images, ms["fast"], ms["plain"]), _row(images, ms["many"])]
 
 
-def _row(images: int, ms: list[float], plain_ms: Sequence[float] = (), ratio: float | None = None) -> Row:
+def _row(images: int, ms: Sequence[float], plain_ms: Sequence[float] = ()) -> Row:
     row = {"images": images, "slots": MAX_OBJECTS, "thresholds": len(THRESHOLDS), **columns("ms", ms)}
-    empty = dict.fromkeys(("plain_ms_p20", "plain_ms_median", "plain_ms_p80", "times_plain"), "")
-    return row | (empty if ratio is None else columns("plain_ms", plain_ms) | {"times_plain": round(ratio, 1)})
+    if not plain_ms:
+        return row | dict.fromkeys((*names("plain_ms"), *names("times_plain")), "")
+    return row | columns("plain_ms", plain_ms) | ratios("times_plain", plain_ms, ms)
 
 
 def table(rows: list[Row], path: Path) -> str:
@@ -121,8 +119,8 @@ def table(rows: list[Row], path: Path) -> str:
         "|---|---|---|---|",
     ]
     for row in rows:
-        times = row["times_plain"]
-        loops, faster = (cell(row, "plain_ms", ".0f"), f"**{times:.0f}x**") if times else ("", "")
+        loops = cell(row, "plain_ms", ".0f") if row["plain_ms_median"] else ""
+        faster = ratio_cell(row, "times_plain", ".0f")
         lines.append(f"| {row['images']:,} | {cell(row, 'ms', '.1f')} | {loops} | {faster} |")
     return "\n".join(lines) + "\n"
 

@@ -1,12 +1,13 @@
 """Who is compared in one SlotAttention call: all with the same weights, inputs and initial slots, on a GPU or a CPU.
 
-triton          ours by its Triton kernels, on a GPU
-triton, graph   the same in a captured CUDA graph
-torch           ours by its PyTorch backend
-reference       `slotattn_fast.reference`, plain PyTorch, run eagerly
-compiled        the reference under torch.compile
-max-autotune    the reference under torch.compile's mode of that name, on a GPU with CUDA graphs
-slot-attention  the PyPI package, which draws its initial slots itself: in its first call those of the others
+triton            ours by its Triton kernels, on a GPU
+triton, graph     the same in a captured CUDA graph
+triton, compiled  the same under torch.compile's mode "reduce-overhead": CUDA graphs, and copies into them
+torch             ours by its PyTorch backend
+reference         `slotattn_fast.reference`, plain PyTorch, run eagerly
+compiled          the reference under torch.compile
+max-autotune      the reference under torch.compile's mode of that name, on a GPU with CUDA graphs
+slot-attention    the PyPI package, which draws its initial slots itself: in its first call those of the others
 """
 
 import os
@@ -22,7 +23,7 @@ from .cost import Shape
 from .measure import Call, captured, on_gpu
 from .reasons import NOT_MEASURED, failed, too_wrong
 
-OURS = ("triton", "triton, graph", "torch")
+OURS = ("triton", "triton, graph", "triton, compiled", "torch")
 NAMES = (*OURS, "reference", "compiled", "max-autotune", "slot-attention")
 PASSES = ("forward", "forward+backward")
 _DRAW = 1  # seed of the initial slots
@@ -68,12 +69,15 @@ def problem(shape: Shape, which: str) -> Problem:
 
 def make(name: str, of: Problem) -> Call:
     """The call of a contender. Raises `Unavailable`."""
-    if name in ("triton", "triton, graph"):
+    if name in ("triton", "triton, graph", "triton, compiled"):
         if not on_gpu() and os.environ.get("TRITON_INTERPRET") != "1":
             raise Unavailable("no GPU")
         if find_spec("triton") is None:
             raise Unavailable("Triton is not installed")
-        call = _call(ours(of.plain, "triton"), of)
+        module = ours(of.plain, "triton")
+        if "compiled" in name:
+            return _call(torch.compile(module, mode="reduce-overhead"), of)
+        call = _call(module, of)
         return captured(call) if "graph" in name else call
     if name == "torch":
         return _call(ours(of.plain, "torch"), of)

@@ -15,14 +15,12 @@ soon as it is there, and data-cpu.md, which also goes into README.md.
 import argparse
 import gzip
 import itertools
-import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
-from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ import torch
 from benchmarks.conditions import add_quick_out, add_threads, at_least, chosen_out, command, software, write_results
 from benchmarks.measure import wall_times
 from benchmarks.reasons import NOT_MEASURED
-from benchmarks.spread import WHICH, cell, columns
+from benchmarks.spread import cell, columns, names, ratio_cell, ratios
 from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.data.feed import feed
 from slotattn_fast.data.generated import sampler
@@ -105,8 +103,7 @@ def measure_reading(folder: Path, rounds: int, one_in: int) -> Iterator[Row]:
         readers = {"ours": partial(read_scenes, path, name), "tfrecord": partial(_peers_scenes, path)}
         calls = {who: partial(_read_all, reader) for who, reader in readers.items()}
         ms = wall_times(calls, rounds, warm_up=1)
-        ratio = statistics.median(map(truediv, ms["tfrecord"], ms["ours"]))
-        yield _row("read", name, form, count, "records", ms["ours"], ms["tfrecord"], ratio)
+        yield _row("read", name, form, count, "records", ms["ours"], ms["tfrecord"])
 
 
 def check_same(path: Path, name: str, count: int) -> None:
@@ -174,15 +171,17 @@ def _row(
     unit: str,
     ms: Sequence[float] = (),
     peers_ms: Sequence[float] = (),
-    ratio: float | None = None,
     why: str = "",
 ) -> Row:
     """What was counted in every round, and how long it took."""
     row: Row = {"part": part, "data": data, "form": form, "count": count, "unit": unit}
+    row |= dict.fromkeys((*names("a_second"), *names("tfrecord"), *names("times_tfrecord")), "")
     for name, values in (("a_second", ms), ("tfrecord", peers_ms)):
-        empty = {f"{name}_{which}": "" for which in WHICH}
-        row |= columns(name, [1e3 * count / each for each in values], 1) if values else empty
-    row |= {"times_tfrecord": "" if ratio is None else round(ratio, 1), NOT_MEASURED: why}
+        if values:
+            row |= columns(name, [1e3 * count / each for each in values], 1)
+    if peers_ms:
+        row |= ratios("times_tfrecord", peers_ms, ms)
+    row[NOT_MEASURED] = why
     peers = f", tfrecord {_peers(row)}" if peers_ms else ""
     print(f"{part:5} {data:36} {form:11}{_speed(row)}{peers}", flush=True)
     return row
@@ -193,7 +192,7 @@ def _speed(row: Row) -> str:
 
 
 def _peers(row: Row) -> str:
-    return cell(row, "tfrecord", ",.0f") if row["times_tfrecord"] else ""
+    return cell(row, "tfrecord", ",.0f") if row["tfrecord_median"] else ""
 
 
 def table(rows: list[Row], path: Path) -> str:
@@ -208,10 +207,9 @@ def table(rows: list[Row], path: Path) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        times = row["times_tfrecord"]
         lines.append(
             f"| {row['part']} | {row['data']} | {row['form']} | {row['count']:,} | {_speed(row)} | {_peers(row)} "
-            f"| {times and f'**{times:.0f}x**'} |"
+            f"| {ratio_cell(row, 'times_tfrecord', '.0f')} |"
         )
     return "\n".join(lines) + "\n"
 

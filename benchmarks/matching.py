@@ -6,12 +6,11 @@ Costs as in set prediction: the mean Huber loss over 19 features of random predi
 are zero rows. On a CPU ours is SciPy, too, and what is measured is what it adds. On a GPU the loop is given a copy of
 the costs, and its pairs are copied back; times there are by CUDA events, of ours also as a CUDA graph. All contenders
 are checked to cost the same and are then timed in turns in one process; the table gives medians over the rounds, with
-the 20th and 80th percentile, and the median of the rounds' ratios. Writes matching-cpu.csv or matching-gpu.csv, a row a
+the 20th and 80th percentile, and those of the rounds' ratios. Writes matching-cpu.csv or matching-gpu.csv, a row a
 measurement, and a .md of that name, which also goes into README.md where it has a place for it.
 """
 
 import argparse
-import statistics
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.conditions import add_out, at_least, command, software, write_results
 from benchmarks.measure import Call, captured, device_name, on_gpu, wall_times
-from benchmarks.spread import cell, columns
+from benchmarks.spread import cell, columns, ratio_cell, ratios
 from slotattn_fast.matching import match
 
 Row = dict[str, Any]
@@ -69,9 +68,8 @@ def measure(shape: tuple[int, int, int], rounds: int) -> list[Row]:
     times = wall_times(calls, rounds)
     rows = []
     for name, values in times.items():
-        ratio = statistics.median(loop / own for loop, own in zip(times[LOOP], values, strict=True))
         row = dict(zip(("B", "rows", "columns"), shape, strict=True)) | {"contender": name}
-        row |= {**columns("ms", values, 4), "times_faster": round(ratio, 2)}
+        row |= columns("ms", values, 4) | ratios("times_faster", times[LOOP], values)
         print(row, flush=True)
         rows.append(row)
     return rows
@@ -89,10 +87,8 @@ def table(rows: list[Row], path: Path) -> str:
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        size = f"{row['rows']} x {row['columns']}"
-        lines.append(
-            f"| {row['B']} | {size} | {row['contender']} | {cell(row, 'ms', '.2f')} | {row['times_faster']:.2f}x |"
-        )
+        size, faster = f"{row['rows']} x {row['columns']}", ratio_cell(row, "times_faster", ".2f")
+        lines.append(f"| {row['B']} | {size} | {row['contender']} | {cell(row, 'ms', '.2f')} | {faster} |")
     return "\n".join(lines) + "\n"
 
 

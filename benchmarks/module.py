@@ -5,9 +5,9 @@
 Who is compared: benchmarks/contenders.py. All have the same weights, inputs and initial slots, are held against the
 reference in float64, and are then timed in one process, one after the other in every round. A machine that others use
 too is slow for half a minute at a time, so the rounds of a shape are not made at once: several sweeps go through all
-shapes, and make some rounds of each. Times are medians of all rounds with the 20th and 80th percentile; "times_ours" is
-the median over the rounds of a contender's time over ours in the same round. On a CPU `cpu_ms` is what all threads of
-the process computed. Parameters and inputs are of one dtype, without autocast: float32, on a GPU bfloat16 too.
+shapes, and make some rounds of each. Times are medians of all rounds with the 20th and 80th percentile; "times_ours"
+are those of a contender's time over ours in the same round. On a CPU `cpu_ms` is what all threads of the process
+computed. Parameters and inputs are of one dtype, without autocast: float32, on a GPU bfloat16 too.
 
 Peak memory is what a call holds at most beyond what it is given and returns (slots and gradients), once without and
 once with what was there before: on a GPU as PyTorch allocates it, on a CPU the growth of the resident set and its size,
@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import contenders
+from . import contenders, spread
 from .conditions import add_quick_out, add_threads, at_least, chosen_out, command, read_rows, software, upsert
 from .contenders import NAMES, OURS, PASSES, agreeing, problem
 from .cost import Shape
@@ -51,7 +51,6 @@ from .measure import (
     samples,
 )
 from .reasons import NOT_MEASURED, failed
-from .spread import columns
 
 Row = dict[str, Any]
 
@@ -59,8 +58,8 @@ CSV = "module.csv"
 SIZES = ("B", "N", "D_in", "K", "D", "T")
 KEY = ("device", "threads", "dtype", *SIZES, "pass", "contender", "measured")
 TIME, MEMORY = "time", "memory"
-EAGER = tuple(name for name in NAMES if name not in ("compiled", "max-autotune"))
-IN_GRAPH = ("triton, graph", "max-autotune")  # on a GPU
+EAGER = tuple(name for name in NAMES if name not in ("compiled", "max-autotune", "triton, compiled"))
+IN_GRAPH = ("triton, graph", "triton, compiled", "max-autotune")  # on a GPU
 # B, N, K: CLEVR6, Multi-dSprites and set prediction; on a GPU as in training, and one image alone.
 CPU_SHAPES = ((8, 16384, 7), (8, 4096, 6), (16, 1024, 10))
 GPU_SHAPES = ((64, 16384, 7), (64, 4096, 6), (512, 1024, 10), (1, 16384, 7))
@@ -169,14 +168,15 @@ def times(case: Case, before: list[Round], rounds: int, speed: Rates, warm_up: i
         filled = row(shape, which, name, TIME) | entry | least
         if name in calls:
             made = [each for each in before if name in each]
-            filled |= columns("ms", [each[name].ms for each in made], 6)
+            filled |= spread.columns("ms", [each[name].ms for each in made], 6)
             filled |= {
                 "cpu_ms": statistics.median(each[name].cpu_ms for each in made),
                 "of_limit": limit_ms(least) / filled["ms_median"],
                 "rounds": len(made),
             }
             if own is not None:
-                filled["times_ours"] = statistics.median(each[name].ms / each[own].ms for each in made if own in each)
+                both = [(each[name].ms, each[own].ms) for each in made if own in each]
+                filled |= spread.ratios("times_ours", *zip(*both, strict=True))
         rows.append(filled)
     return rows
 
@@ -263,11 +263,11 @@ def _available_memory() -> int:
 def row(shape: Shape, which: str, name: str, measured: str) -> Row:
     """The sizes, and every column that is still empty."""
     sizes = {size: getattr(shape, size) for size in SIZES}
-    empty = ("ms_p20", "ms_median", "ms_p80", "cpu_ms", "times_ours", "of_limit", "error", "peak_mib", "absolute_mib")
-    more = ("floor_ms", "design_ms", "product_ms", "copy_gb_per_s", "product_gflop_per_s", "sweeps", "rounds")
+    empty = (*spread.names("ms"), "cpu_ms", *spread.names("times_ours"), "of_limit", "error", "peak_mib")
+    more = ("absolute_mib", "floor_ms", "design_ms", "product_ms", "copy_gb_per_s", "product_gflop_per_s")
     dtype = str(shape.dtype).removeprefix("torch.")
     head = {"dtype": dtype, **sizes, "pass": which, "contender": name, "measured": measured}
-    return head | dict.fromkeys((*empty, *more, NOT_MEASURED), "")
+    return head | dict.fromkeys((*empty, *more, "sweeps", "rounds", NOT_MEASURED), "")
 
 
 CONDITIONS = ("device", "where", "threads", "date", "commit", "command", "python", "torch", "triton", "slot-attention")

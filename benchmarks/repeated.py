@@ -3,9 +3,10 @@
     python -m benchmarks --out FIRST; python -m benchmarks --out SECOND
     python -m benchmarks.repeated FIRST SECOND [--out benchmarks/results]
 
-Two timings agree where their 20th to 80th percentiles overlap. Compared are those of module.csv, discovery-cpu.csv and
-property-cpu.csv (or -cuda) that are in both. Writes repeated.md, which names those that do not agree, and tells the
-rates of the machine in both runs: where these differ, so do the times.
+Two timings agree where their 20th to 80th percentiles overlap, and so do two ratios of timings in the same round.
+Compared are those of module.csv, discovery-cpu.csv and property-cpu.csv (or -cuda) that are in both. Writes
+repeated.md, which names those that do not agree, and tells the rates of the machine in both runs: where these differ,
+so do the times, but ratios need not.
 """
 
 import argparse
@@ -19,14 +20,14 @@ from slotattn_fast.atomic import write_text
 
 from .conditions import RESULTS, command, made, read_rows
 from .module import CSV, SIZES
+from .spread import cell, names
 
 Row = Mapping[str, str]
 
 NAME = "repeated.md"
 RATES = ("copy_gb_per_s", "product_gflop_per_s")
-SPREAD = ("ms_p20", "ms_median", "ms_p80")
 STEP = ("device", "threads", "preset", "batch", "contender", "part", "pass")
-# By file: what tells a timing from the others, and the column of its ratio to another timing of the same rounds.
+# By file: what tells a timing from the others, and its ratio to another timing of the same rounds.
 FILES = {
     CSV: (("device", "threads", "dtype", *SIZES, "pass", "contender"), "times_ours"),
     **{f"{task}-{where}.csv": (STEP, "faster") for task in ("discovery", "property") for where in ("cpu", "cuda")},
@@ -39,12 +40,20 @@ class Twice(NamedTuple):
     first: Row
     second: Row
 
-    def agrees(self) -> bool:
-        return max(float(row["ms_p20"]) for row in self) <= min(float(row["ms_p80"]) for row in self)
+    def agrees(self, what: str) -> bool:
+        low, _, high = names(what)
+        return max(float(row[low]) for row in self) <= min(float(row[high]) for row in self)
 
-    def change(self, column: str) -> float:
-        """The second's by the first's."""
-        return float(self.second[column]) / float(self.first[column])
+    def change(self, what: str) -> float:
+        """The second's median by the first's."""
+        _, median, _ = names(what)
+        return float(self.second[median]) / float(self.first[median])
+
+    def has(self, ratio: str) -> bool:
+        """Whether it has one, to another than itself."""
+        return all(row[name] != "" for row in self for name in names(ratio)) and any(
+            float(row[name]) != 1 for row in self for name in names(ratio)
+        )
 
 
 def both(first: Path, second: Path, key: Sequence[str], more: Sequence[str], numbers: Sequence[str]) -> list[Twice]:
@@ -59,20 +68,30 @@ def both(first: Path, second: Path, key: Sequence[str], more: Sequence[str], num
 
 def table(first: Path, second: Path) -> str:
     """Markdown. Raises FileNotFoundError where no timing is in both folders."""
-    lines = ["| file | timings | agree | medians, second by first | ratios, second by first |", "|---|---|---|---|---|"]
+    lines = [
+        "| file | timings | agree | second by first | ratios | agree | second by first |",
+        "|---|---|---|---|---|---|---|",
+    ]
     apart, conditions, rates = [], [], ""
     for file, (key, ratio) in FILES.items():
-        numbers = (*SPREAD, ratio, *(RATES if file == CSV else ()))
+        numbers = (*names("ms"), *names(ratio), *(RATES if file == CSV else ()))
         found = both(first / file, second / file, key, ("commit", "date"), numbers)
         if not found:
             continue
-        missed = [twice for twice in found if not twice.agrees()]
-        ratios = [twice.change(ratio) for twice in found if all(row[ratio] not in ("", "1", "1.0") for row in twice)]
-        medians = [twice.change("ms_median") for twice in found]
-        lines.append(f"| {file} | {len(found)} | {len(found) - len(missed)} | {_middle(medians)} | {_middle(ratios)} |")
-        apart += [
-            f"| {' '.join(t.first[name] for name in key[2:])} | {_ms(t.first)} | {_ms(t.second)} |" for t in missed
-        ]
+        line = f"| {file} |"
+        for what, form, unit, compared in (
+            ("ms", ".4g", "ms", found),
+            (ratio, ".2f", "times", [twice for twice in found if twice.has(ratio)]),
+        ):
+            missed = [twice for twice in compared if not twice.agrees(what)]
+            changes = _middle([twice.change(what) for twice in compared])
+            line += f" {len(compared)} | {len(compared) - len(missed)} | {changes} |"
+            apart += [
+                f"| {' '.join(t.first[name] for name in key[2:])} "
+                f"| {cell(t.first, what, form, unit)} | {cell(t.second, what, form, unit)} |"
+                for t in missed
+            ]
+        lines.append(line)
         runs = dict.fromkeys(f"commit {row['commit']}, {row['date']}" for row in found[0])
         if file == CSV:
             copy, product = (" and ".join(f"{float(x[rate]):.0f}" for x in found[0]) for rate in RATES)
@@ -85,10 +104,12 @@ def table(first: Path, second: Path) -> str:
         )
     head = (
         f"{conditions[0]}: two runs of `python -m benchmarks`, compared by `python -m benchmarks.repeated`. Two "
-        f"timings agree where their 20th to 80th percentiles overlap. {rates}Of medians and ratios the middle 80 %."
+        f"timings agree where their 20th to 80th percentiles overlap, and so do two ratios of timings of the same "
+        f"rounds, to ours in module.csv, of the plain loop to each of the others' steps in the rest. {rates}"
+        f'"Second by first" is the middle 80 % of the medians of the one by those of the other.'
     )
     if apart:
-        apart = ["", "| do not agree | first, ms | second, ms |", "|---|---|---|", *apart]
+        apart = ["", "| do not agree | first | second |", "|---|---|---|", *apart]
     return "\n".join([head, "", *lines, *apart]) + "\n"
 
 
@@ -97,11 +118,6 @@ def _middle(values: Sequence[float]) -> str:
         return ""
     low, high = np.percentile(values, (10, 90))
     return f"{low:.2f} to {high:.2f}"
-
-
-def _ms(row: Row) -> str:
-    low, middle, high = (f"{float(row[name]):.4g}" for name in SPREAD)
-    return f"{middle} ({low} to {high})"
 
 
 def main() -> None:

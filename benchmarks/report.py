@@ -17,7 +17,7 @@ from .conditions import INSTALL, RESULTS, add_out, command, put_into_readme, rea
 from .contenders import NAMES, OURS, PASSES, label
 from .module import COLUMNS, CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, MEMORY, NUMBERS, QUICK_SHAPES, SIZES, TIME
 from .reasons import NOT_MEASURED
-from .spread import cell
+from .spread import cell, ratio_cell
 
 Row = dict[str, str]
 
@@ -75,7 +75,7 @@ def described(rows: Sequence[Row], path: Path) -> str:
     return (
         f"{all_of('device')}, {all_of('threads')} threads, torch {all_of('torch')}, Triton {all_of('triton')}, "
         f"slot-attention {all_of('slot-attention')}, Python {all_of('python')}; D = {DIM}, T = {ITERS}; medians of "
-        f"{all_of('rounds')} interleaved rounds (sweeps: {all_of('sweeps')}; 20th to 80th percentile); "
+        f"{all_of('rounds')} interleaved rounds (sweeps: {all_of('sweeps')}); "
         f"copy and matrix product {rates}; commit {all_of('commit')}, {all_of('date')}: `{all_of('command')}`, {path}."
     )
 
@@ -111,12 +111,13 @@ def _head(names: Sequence[str], *more: str) -> list[str]:
 
 
 def time_table(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """Milliseconds, and by how many times ours is faster than each of the others; ours as part of the limit."""
+    """Milliseconds, of the others with how many times as long as ours; ours as part of the limit."""
     found = _lines(rows, TIME)
     if not found:
         return ""
     lines = [
-        "Milliseconds, and how many times as long as ours (the median of the rounds' ratios):",
+        "Milliseconds, and how many times as long as ours in the same round; in brackets the 20th to 80th percentile, "
+        "ours in milliseconds, the others in times:",
         "",
         *_head(names, "ours, part of the limit"),
     ]
@@ -131,8 +132,10 @@ def time_table(rows: Sequence[Row], names: Sequence[str]) -> str:
 def _time(row: Row | None, own: bool) -> str:
     if row is None or not row["ms_median"]:
         return ""
-    ms = cell(row, "ms", ".1f" if float(row["ms_median"]) >= 10 else ".2f")
-    return ms if own or not row["times_ours"] else f"{ms} **{float(row['times_ours']):.1f}x**"
+    form = ".1f" if float(row["ms_median"]) >= 10 else ".2f"
+    if own or not row["times_ours_median"]:
+        return cell(row, "ms", form)
+    return f"{float(row['ms_median']):{form}} {ratio_cell(row, 'times_ours')}"
 
 
 def memory_table(rows: Sequence[Row], names: Sequence[str]) -> str:

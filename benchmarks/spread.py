@@ -2,9 +2,8 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from operator import truediv
 from typing import Any
-
-WHICH = ("p20", "median", "p80")
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -13,13 +12,27 @@ def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
     return p20, statistics.median(values), p80
 
 
-def columns(name: str, values: Sequence[float], digits: int = 2) -> dict[str, float]:
-    """NAME_p20, NAME_median and NAME_p80."""
-    named = zip(WHICH, percentiles(values), strict=True)
-    return {f"{name}_{which}": round(value, digits) for which, value in named}
+def names(what: str) -> tuple[str, str, str]:
+    """The columns."""
+    return f"{what}_p20", f"{what}_median", f"{what}_p80"
 
 
-def cell(row: Mapping[str, Any], name: str, form: str, unit: str = "") -> str:
+def columns(what: str, values: Sequence[float], digits: int = 2) -> dict[str, float]:
+    return dict(zip(names(what), (round(value, digits) for value in percentiles(values)), strict=True))
+
+
+def ratios(what: str, values: Sequence[float], by: Sequence[float]) -> dict[str, float]:
+    """The columns of the ratios in each round, which a machine that is slow for a while changes less than times."""
+    return columns(what, list(map(truediv, values, by)), 3)
+
+
+def cell(row: Mapping[str, Any], what: str, form: str, unit: str = "") -> str:
     """The median and, in brackets, the percentiles, from a row or from one that was read from a file."""
-    low, middle, high = (format(float(row[f"{name}_{which}"]), form) for which in WHICH)
+    low, middle, high = (format(float(row[name]), form) for name in names(what))
     return f"{middle}{unit and f' {unit}'} ({low} to {high})"
+
+
+def ratio_cell(row: Mapping[str, Any], what: str, form: str = ".1f") -> str:
+    """The same of ratios, empty where there are none."""
+    low, middle, high = (row[name] and format(float(row[name]), form) for name in names(what))
+    return middle and f"**{middle}x** ({low} to {high})"

@@ -1,9 +1,9 @@
 """Time and memory of one training step of either task: what discovery.py and property.py do alike.
 
 Who steps, and how all are held against the plain loop in float64: benchmarks/step_contenders.py. Those that agree step
-in turns in one process, every round through all presets, in any order; the table gives medians over the rounds and the
-median of the rounds' ratios. The parts of a step are timed one by one, each from the detached outputs of the part
-before.
+in turns in one process, every round through all presets, in any order; the table gives medians over the rounds, and
+those of the ratios in each round, with the 20th and 80th percentile. The parts of a step are timed one by one, each
+from the detached outputs of the part before.
 
 Peak memory is what a first step holds at most beyond what it is given, on a CPU Adam's state included. There it is the
 growth of the resident set, in a fresh process for each contender. FLOPs are those that PyTorch's counter sees: not the
@@ -14,11 +14,9 @@ also goes into README.md where it has a place for it.
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
-from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +112,7 @@ class Measured:
             if values := self.times.get(contender):
                 head |= spread.columns("ms", values)
                 if plain := self.times.get(PLAIN):
-                    head["faster"] = round(statistics.median(map(truediv, plain, values)), 2)
+                    head |= spread.ratios("faster", plain, values)
             rows.append(head | note | {"error": f"{note['error']:.1e}" if "error" in note else ""})
         for contender, timed in self.parts.items():
             for part, direction in timed[0]:
@@ -124,7 +122,7 @@ class Measured:
 
     def row(self, contender: Contender, part: str, direction: str) -> Row:
         """Every column that is still empty too."""
-        empty = ("ms_p20", "ms_median", "ms_p80", "faster", "peak_mib", "gflop", "error", NOT_MEASURED)
+        empty = (*spread.names("ms"), *spread.names("faster"), "peak_mib", "gflop", "error", NOT_MEASURED)
         head = {"preset": self.preset, "batch": self.batch, "contender": str(contender), "part": part}
         return {**head, "pass": direction, **dict.fromkeys(empty, "")}
 
@@ -159,7 +157,7 @@ def table(rows: list[Row], path: Path) -> str:
         if r[NOT_MEASURED]:
             lines.append(f"| {r['preset']} | {r['batch']} | {r['contender']} | {cell(r[NOT_MEASURED])} |" + " |" * 5)
             continue
-        faster = f"**{r['faster']:.1f}x**" if r["faster"] and r["contender"] != str(PLAIN) else ""
+        faster = "" if r["contender"] == str(PLAIN) else spread.ratio_cell(r, "faster")
         peak = f"{r['peak_mib']:.0f} MiB" if r["peak_mib"] else ""
         share = f"{r['peak_mib'] / plain_peak[r['preset']]:.2f}" if peak and plain_peak[r["preset"]] else ""
         lines.append(

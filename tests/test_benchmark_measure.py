@@ -45,6 +45,13 @@ def test_a_spread_is_columns_of_a_row_and_a_cell() -> None:
     assert spread.cell({name: str(value) for name, value in row.items()}, "ms", ".1f", "ms") == "2.0 ms (1.4 to 60.8)"
 
 
+def test_ratios_are_those_of_the_rounds() -> None:
+    row = spread.ratios("times", [4.0, 9.0, 30.0], [4.0, 3.0, 6.0])
+    assert row == {"times_p20": 1.8, "times_median": 3, "times_p80": 4.2}
+    assert spread.ratio_cell(row, "times") == "**3.0x** (1.8 to 4.2)"
+    assert spread.ratio_cell(dict.fromkeys(row, ""), "times") == ""
+
+
 def _kill(number: int) -> None:
     os.kill(os.getpid(), number)
 

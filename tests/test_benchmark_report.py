@@ -38,7 +38,7 @@ def test_tables_and_plots_are_made_of_the_rows_alone(measured: Path) -> None:
     line = next(line for line in times.splitlines() if "| forward |" in line)
     cells = dict(zip(times.splitlines()[2].split("|"), line.split("|"), strict=True))
     assert "x**" not in cells[" ours: torch "]
-    assert cells[" reference "].rstrip().endswith("x**")
+    assert "x** (" in cells[" reference "]
     assert "2 (99)" in text
     assert "commit " in text
     assert f": `{conditions.ran()}`, {measured}/module.csv." in text

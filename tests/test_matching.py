@@ -350,7 +350,7 @@ def test_what_watches_a_program_launches_it() -> None:
 def test_the_benchmark_checks_and_tells_every_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     found = benchmark.measure((2, 3, 4), rounds=2)
     assert [row["contender"] for row in found][:3] == [benchmark.LOOP, "match", "match, unchecked"]
-    assert (found[0]["times_faster"], found[0]["rows"], found[0]["columns"]) == (1, 3, 4)
+    assert (found[0]["times_faster_median"], found[0]["rows"], found[0]["columns"]) == (1, 3, 4)
     conditions = dict.fromkeys(("device", "processor", "torch", "scipy", "triton", "rounds", "commit", "date"), "x")
     conditions["command"] = "python -m benchmarks.matching"
     lines = benchmark.table([row | conditions for row in found], Path("folder/matching-x.csv")).splitlines()
@@ -363,7 +363,7 @@ def test_the_benchmark_checks_and_tells_every_measurement(monkeypatch: pytest.Mo
         patched.setattr(benchmark, "wall_times", lambda calls, rounds: {name: ms[name] for name in calls})
         patched.setattr(benchmark, "on_gpu", lambda: False)
         found = benchmark.measure((2, 3, 4), rounds=3)
-    assert [(row["ms_median"], row["times_faster"]) for row in found] == [(8, 1), (2, 2), (2, 3)]
+    assert [(row["ms_median"], row["times_faster_median"]) for row in found] == [(8, 1), (2, 2), (2, 3)]
 
     def first(cost: Tensor, check: bool = True) -> tuple[Tensor, Tensor]:
         each = torch.arange(3, device=cost.device).expand(2, 3)
