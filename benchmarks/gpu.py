@@ -29,13 +29,14 @@ The tests need pytest, and use pytest-xdist where it is installed; compute-sanit
 they are found. `steps` needs lightning-fabric for the step in a graph and SciPy, 35 MiB that are not counted below, for
 the plain loop of property prediction; `train` needs all that `slotattn train` does but for its command line. With a
 network, for Python 3.12 on x86-64, into a folder of 32 MiB (24 of them matplotlib and what it needs, 6 tensorboard with
-protobuf, 2 the tests'):
+protobuf, 2 the tests', the last line slot-attention and what it imports):
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \\
         --platform manylinux_2_27_x86_64 --platform manylinux2014_x86_64 -c constraints.txt -d build/wheels \\
         lightning-fabric lightning-utilities packaging tqdm safetensors tensorboard protobuf absl-py pillow \\
         matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil six \\
-        pytest pytest-xdist execnet pluggy iniconfig pygments
+        pytest pytest-xdist execnet pluggy iniconfig pygments \\
+        slot-attention vector-quantize-pytorch torch-einops-utils loguru einx einops frozendict
 
 and there, without one:
 
