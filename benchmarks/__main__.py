@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from .conditions import add_quick_out, chosen_out, command, run_command, software, upsert
+from .conditions import add_quick_out, chosen_out, command, read_rows, run_command, software, upsert
 
 DURATION = ("device", "command", "parts")
 BUSY = 0.7  # processes that compute, on average
@@ -79,7 +79,8 @@ def run(names: list[str], quick: bool, out: Path) -> int:
     """Runs the parts one after the other; 1 if one of them failed. How long each took goes into durations.csv."""
     from .measure import device_name  # with torch, which `--help` does without
 
-    failed = []
+    failed, durations = [], out / "durations.csv"
+    read_rows(durations, DURATION)  # ends the program, where it is damaged, before anything is measured
     load = os.getloadavg()[0]
     where = {"device": device_name(), "load_before": round(load, 2), **software("torch")}
     if load > BUSY:
@@ -91,7 +92,7 @@ def run(names: list[str], quick: bool, out: Path) -> int:
         outcome = "done" if code == 0 else f"failed with {code}"
         seconds = round(time.monotonic() - began)
         print(f"== {name}: {outcome}, {seconds} s", flush=True)
-        upsert(out / "durations.csv", [where | {"parts": name, "seconds": seconds, "outcome": outcome}], DURATION)
+        upsert(durations, [where | {"parts": name, "seconds": seconds, "outcome": outcome}], DURATION)
         if code:
             failed.append(name)
     print(f"results in {out}" + (f"; failed: {', '.join(failed)}" if failed else ""))

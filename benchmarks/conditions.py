@@ -19,6 +19,7 @@ from slotattn_fast.lock import locked
 
 RESULTS, README = Path("benchmarks/results"), Path("README.md")
 QUICK_RESULTS = Path("build/benchmarks")
+LOCK = ".lock"  # in a folder of results
 INSTALL = '`pip install -c constraints.txt -e ".[dev]"` installs what benchmarks need'
 _DEFAULT = f"default {RESULTS}, whose tables also go into {README} where it has a place for them"
 
@@ -97,10 +98,12 @@ def command(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not README.exists():
         sys.exit(f"{README}: not here; benchmarks run in the root of the repository")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        sys.exit("TRITON_INTERPRET=1: Triton's kernels would be interpreted, which is not to be measured; unset it")
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted; the files of results have what was written before", file=sys.stderr)
+        print("interrupted; what was measured is in the files of results, or in NAME-unfinished.csv", file=sys.stderr)
         sys.exit(130)
     except ModuleNotFoundError as missing:
         sys.exit(f"{missing}; {INSTALL}")
@@ -136,21 +139,31 @@ def software(*packages: str) -> dict[str, str]:
 
 def write_results(
     name: str, found: Iterable[list[dict[str, Any]]], conditions: Mapping[str, Any], table: Table, folder: Path
-) -> None:
-    """Writes folder/NAME.csv again and again, as `found` gives all rows so far, and at last the table, folder/NAME.md.
+) -> list[dict[str, Any]]:
+    """Writes the rows as folder/NAME.csv and their table as folder/NAME.md and, if that is RESULTS, into README.md.
 
-    That also goes into README.md, if the folder is RESULTS. Every row is told the conditions.
+    `found` gives all rows so far, again and again, which are in folder/NAME-unfinished.csv until the last are there:
+    what a run leaves that is stopped does not take the place of what an earlier one finished. Every row is told the
+    conditions. Returns the rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.csv"
+    path, unfinished = folder / f"{name}.csv", folder / f"{name}-unfinished.csv"
     for so_far in found:
         rows = [row | conditions for row in so_far]
-        write_rows(path, rows)
+        write_rows(unfinished, rows)
     text = table(rows, path)
+    write_rows(path, rows)
     write_text(path.with_suffix(".md"), text)
+    unfinished.unlink()
     print(text)
-    if folder == RESULTS:
+    if is_shown(folder):
         put_into_readme(f"{name}.md", text)
+    return rows
+
+
+def is_shown(folder: Path) -> bool:
+    """Whether README.md has its tables."""
+    return folder.resolve() == RESULTS.resolve()
 
 
 def upsert(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) -> None:
@@ -160,7 +173,7 @@ def upsert(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) ->
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(rows[0])
-    with locked(path.with_name(".lock"), None):
+    with locked(path.with_name(LOCK), None):
         before = read_rows(path, key)
         new = {tuple(str(row[name]) for name in key): {name: _short(row[name]) for name in row} for row in rows}
         old = {tuple(row[k] for k in key): {name: row.get(name, "") for name in columns} for row in before}
@@ -210,7 +223,8 @@ def put_into_readme(name: str, table: str) -> None:
     Without the two README.md stays as it is: it shows the tables of one machine, not those of every kind.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    before, _, rest = README.read_text().partition(begin)
-    _, found, after = rest.partition(end)
-    if found:
-        write_text(README, f"{before}{begin}\n{table}{end}{after}")
+    with locked(RESULTS / LOCK, None):
+        before, _, rest = README.read_text().partition(begin)
+        _, found, after = rest.partition(end)
+        if found:
+            write_text(README, f"{before}{begin}\n{table}{end}{after}")

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .reasons import failed
+
 Call = Callable[[], Sequence[Tensor]]
 WARM_UP = 3  # rounds
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
@@ -49,7 +51,12 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if on_gpu() else processor()
 
 
-def samples(calls: Mapping[Any, Callable[[], Any]], rounds: int, warm_up: int = WARM_UP) -> dict[Any, list[Sample]]:
+def samples(
+    calls: Mapping[Any, Callable[[], Any]],
+    rounds: int,
+    warm_up: int = WARM_UP,
+    failures: dict[Any, str] | None = None,
+) -> dict[Any, list[Sample]]:
     """Of every call in every round, one after the other, after `warm_up` rounds that are not counted.
 
     Each round draws its order anew: what a call leaves in caches and memory slows or speeds the one that follows.
@@ -57,12 +64,22 @@ def samples(calls: Mapping[Any, Callable[[], Any]], rounds: int, warm_up: int = 
     On a GPU, before each the device is idle and its L2 cache is filled with other data. A call that the CPU launches
     too slowly is measured with the gaps between its kernels, as in use; it has the head start of the cache's filling,
     0.1 ms.
+
+    Where `failures` is given, a call that raises an exception is left out from then on, with all its samples, and the
+    reason goes there.
     """
     found: dict[Any, list[Sample]] = {name: [] for name in calls}
     timed = _on_a_gpu() if on_gpu() else _timed
     for number in range(warm_up + rounds):
-        for name in in_any_order(calls):
-            sample = timed(calls[name])
+        for name in in_any_order(found):
+            try:
+                sample = timed(calls[name])
+            except Exception as failure:
+                if failures is None:
+                    raise
+                failures[name] = failed(failure)
+                del found[name]
+                continue
             if number >= warm_up:
                 found[name].append(sample)
     return found
@@ -97,9 +114,14 @@ def _on_a_gpu() -> Callable[[Callable[[], Any]], Sample]:
     return timed
 
 
-def wall_times(calls: Mapping[Any, Callable[[], Any]], rounds: int, warm_up: int = WARM_UP) -> dict[Any, list[float]]:
+def wall_times(
+    calls: Mapping[Any, Callable[[], Any]],
+    rounds: int,
+    warm_up: int = WARM_UP,
+    failures: dict[Any, str] | None = None,
+) -> dict[Any, list[float]]:
     """The milliseconds of `samples`."""
-    return {name: [sample.ms for sample in found] for name, found in samples(calls, rounds, warm_up).items()}
+    return {name: [each.ms for each in found] for name, found in samples(calls, rounds, warm_up, failures).items()}
 
 
 def milliseconds(calls: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, list[float]]:

@@ -20,11 +20,12 @@ product (`product_ms`). The limit is the larger of the first and the last. The r
 they were highest. A CPU's cache, in which small inputs stay, may be faster than the copy.
 
 Rows go into module.csv as soon as they are there, each in place of that of an earlier sweep or run on such a machine.
-`python -m benchmarks report` makes tables and plots of them.
+`python -m benchmarks report` makes tables and plots of them. Exits with 1 where ours is wrong or fails.
 """
 
 import argparse
 import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -58,6 +59,7 @@ CSV = "module.csv"
 SIZES = ("B", "N", "D_in", "K", "D", "T")
 KEY = ("device", "threads", "dtype", *SIZES, "pass", "contender", "measured")
 TIME, MEMORY = "time", "memory"
+NO_ROOM = "not enough memory"
 EAGER = tuple(name for name in NAMES if name not in ("compiled", "max-autotune", "triton, compiled"))
 IN_GRAPH = ("triton, graph", "triton, compiled", "max-autotune")  # on a GPU
 # B, N, K: CLEVR6, Multi-dSprites and set prediction; on a GPU as in training, and one image alone.
@@ -158,15 +160,18 @@ def times(case: Case, before: list[Round], rounds: int, speed: Rates, warm_up: i
         calls, found = agreeing(given, {name: partial(contenders.make, name, given) for name in names})
     except Exception as failure:  # of the comparison: none can be held against it
         return [row(shape, which, name, TIME) | {NOT_MEASURED: failed(failure)} for name in names]
-    measured = samples(calls, rounds, warm_up)
+    failures: dict[str, str] = {}
+    measured = samples(calls, rounds, warm_up, failures)
     before += [dict(zip(measured, each, strict=True)) for each in zip(*measured.values(), strict=True)]
     least = limits(shape, which, speed)
-    own = next((name for name in OURS if name in calls), None)  # as backend="auto" takes it
+    own = next((name for name in OURS if name in measured), None)  # as backend="auto" takes it
     rows = []
     for entry in found:
         name = entry.pop("contender")
         filled = row(shape, which, name, TIME) | entry | least
-        if name in calls:
+        if name in failures:
+            filled[NOT_MEASURED] = failures[name]
+        elif name in measured:
             made = [each for each in before if name in each]
             filled |= spread.columns("ms", [each[name].ms for each in made], 6)
             filled |= {
@@ -251,7 +256,7 @@ def too_large(shape: Shape) -> str | None:
     free = torch.cuda.mem_get_info()[0] if on_gpu() else _available_memory()
     if needed <= free:
         return None
-    return f"not enough memory: the comparison needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
+    return f"{NO_ROOM}: the comparison needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
 
 
 def _available_memory() -> int:
@@ -296,11 +301,16 @@ def main() -> None:
     out = chosen_out(given)
     read_rows(out / CSV, COLUMNS, NUMBERS)  # ends the program, where it is damaged, before anything is measured
     torch.set_num_threads(given.threads)
-    where = conditions(given.threads)
+    own = "triton" if on_gpu() else "torch"
+    where, wrong = conditions(given.threads), False
     for rows in rows_of(given.parts, given.quick, given.sweeps, given.rounds, given.threads):
         upsert(out / CSV, [where | each for each in rows], KEY)
         for each in rows:
             print(described(each), flush=True)
+            why = each[NOT_MEASURED]
+            wrong |= each["contender"] == own and why != "" and not why.startswith(NO_ROOM)
+    if wrong:
+        sys.exit(1)
 
 
 def described(each: Row) -> str:

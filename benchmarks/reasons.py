@@ -1,5 +1,7 @@
 """Why a measurement is missing: the column of a row, or the key of a result, and what it says."""
 
+from math import inf
+
 NOT_MEASURED = "not measured"
 
 
@@ -17,7 +19,7 @@ def too_wrong(error: float, allowed: float | None, teller: str) -> str:
     """Why one of this error is not timed, or empty; `allowed` is None where `teller`, who tells it, failed."""
     if allowed is None:
         return f"{teller}, which tells the error that is allowed, failed"
-    return "" if error <= allowed else off(error, allowed)
+    return "" if error <= allowed < inf else off(error, allowed)
 
 
 def cell(why: str) -> str:

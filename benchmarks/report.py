@@ -13,7 +13,7 @@ from pathlib import Path
 
 from slotattn_fast.atomic import write_text
 
-from .conditions import INSTALL, RESULTS, add_out, command, put_into_readme, read_rows
+from .conditions import INSTALL, add_out, command, is_shown, put_into_readme, read_rows
 from .contenders import NAMES, OURS, PASSES, label
 from .module import COLUMNS, CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, MEMORY, NUMBERS, QUICK_SHAPES, SIZES, TIME
 from .reasons import NOT_MEASURED
@@ -32,7 +32,7 @@ def report(folder: Path) -> list[Path]:
         text = tables(here, folder / CSV)
         file = folder / f"module-{where}.md"
         write_text(file, text)
-        if folder == RESULTS:
+        if is_shown(folder):
             put_into_readme(file.name, text)
         written.append(file)
         try:
@@ -55,7 +55,7 @@ def newest(rows: Sequence[Row]) -> list[Row]:
 def tables(rows: Sequence[Row], path: Path) -> str:
     """Markdown: the conditions, time, memory, and who was not measured."""
     names = [name for name in NAMES if any(row["contender"] == name and not row[NOT_MEASURED] for row in rows)]
-    parts = [described(_shapes(rows), path), time_table(rows, names), memory_table(rows, names)]
+    parts = [described(_shapes(rows) or rows, path), time_table(rows, names), memory_table(rows, names)]
     reasons = {(row["contender"], row[NOT_MEASURED]) for row in _shapes(rows) if row[NOT_MEASURED]}
     if reasons:
         parts.append("Not measured: " + "; ".join(f"{name}: {' '.join(why.split())}" for name, why in sorted(reasons)))

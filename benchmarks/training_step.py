@@ -9,8 +9,8 @@ Peak memory is what a first step holds at most beyond what it is given, on a CPU
 growth of the resident set, in a fresh process for each contender. FLOPs are those that PyTorch's counter sees: not the
 1 to 3 % of them inside our operator of Slot Attention. "product" is the rate of a float32 matrix product, the best that
 was found: two are timed beside the steps of every preset in every round. On a GPU batches are the paper's, and
-`torch.compile` of both is compared too. Writes TASK-cpu.csv (or -cuda), a row a measurement, and TASK-cpu.md, which
-also goes into README.md where it has a place for it.
+`torch.compile` of both is compared too. Exits with 1 where ours is wrong or fails. Writes TASK-cpu.csv (or -cuda), a
+row a measurement, and TASK-cpu.md, which also goes into README.md where it has a place for it.
 """
 
 import argparse
@@ -98,26 +98,36 @@ class Measured:
         On a CPU, where a step takes seconds, what held it against float64 was its warm-up.
         """
         warm_up = WARM_UP if on_gpu() and not number else 0
-        for contender, found in wall_times(self.steps, 1, warm_up).items():
+        failures: dict[Contender, str] = {}
+        for contender, found in wall_times(self.steps, 1, warm_up, failures).items():
             self.times[contender] += found
         for contender in in_any_order(self.parts):
-            for _ in range(warm_up):
-                self.steps[contender].parts()
-            self.parts[contender].append(self.steps[contender].parts())
+            if contender in failures:
+                continue
+            try:
+                timed = [self.steps[contender].parts() for _ in range(warm_up + 1)]
+            except Exception as failure:
+                failures[contender] = failed(failure)
+            else:
+                self.parts[contender].append(timed[-1])
+        for contender, why in failures.items():
+            self.notes[contender][NOT_MEASURED] = why
+            for measured in (self.steps, self.times, self.parts):
+                measured.pop(contender, None)
 
     def rows(self) -> list[Row]:
         rows = []
         for contender, note in self.notes.items():
             head = self.row(contender, "step", "step")
             if values := self.times.get(contender):
-                head |= spread.columns("ms", values)
+                head |= spread.columns("ms", values, 4)
                 if plain := self.times.get(PLAIN):
                     head |= spread.ratios("faster", plain, values)
             rows.append(head | note | {"error": f"{note['error']:.1e}" if "error" in note else ""})
         for contender, timed in self.parts.items():
             for part, direction in timed[0]:
                 values = [1000 * seconds[part, direction] for seconds in timed]
-                rows.append(self.row(contender, part, direction) | spread.columns("ms", values))
+                rows.append(self.row(contender, part, direction) | spread.columns("ms", values, 4))
         return rows
 
     def row(self, contender: Contender, part: str, direction: str) -> Row:
@@ -198,4 +208,6 @@ def main(kind: type[Step], batches: Mapping[str, int], quick: Mapping[str, int],
     elif on_gpu():
         batches = {preset: PRESETS[kind.task][preset].batch_size for preset in batches}
     found = measure(kind, batches, rounds, arguments.threads)
-    write_results(f"{kind.task}-{where}", found, conditions, table, out)
+    rows = write_results(f"{kind.task}-{where}", found, conditions, table, out)
+    if any(row[NOT_MEASURED] for row in rows if row["contender"].startswith(OURS.model)):
+        sys.exit(1)

@@ -214,13 +214,21 @@ def test_benchmark_measures_what_its_table_says():
 
 def test_benchmark_gives_medians_of_each_and_of_the_ratios(monkeypatch):
     ms = {"fast": [1.0, 2.0, 9.0], "plain": [30.0, 40.0, 90.0], "many": [5.0, 6.0, 8.0]}
-    monkeypatch.setattr(benchmark, "wall_times", lambda calls, *_, **__: {name: ms[name] for name in calls})
+    images = {}
+
+    def wall_times(calls, rounds, warm_up):
+        images.update({name: len(call.args[0]) for name, call in calls.items()})
+        return {name: ms[name] for name in calls}
+
+    monkeypatch.setattr(benchmark, "wall_times", wall_times)
     few, many = benchmark.measure(images=30, plain_images=5, rounds=3)
     assert (few["ms_median"], few["plain_ms_median"], few["times_plain_median"]) == (2, 40, 20)
+    assert images == {"fast": 5, "plain": 5, "many": 30}
     assert (many["ms_median"], many["plain_ms_median"], many["times_plain_median"]) == (6, "", "")
 
 
 def test_benchmark_refuses_to_time_what_is_wrong(monkeypatch):
-    monkeypatch.setattr(benchmark, "fast", lambda *vectors: [0.5] * 5)
+    right = benchmark.fast
+    monkeypatch.setattr(benchmark, "fast", lambda *vectors: [each + 1e-9 for each in right(*vectors)])
     with pytest.raises(AssertionError):
-        benchmark.measure(images=30, plain_images=5, rounds=1)
+        benchmark.measure(images=30, plain_images=5, rounds=2)

@@ -34,6 +34,15 @@ def test_a_part_that_fails_does_not_keep_the_others(
     assert "failed: forward, scaling" in capfd.readouterr().out
 
 
+def test_damaged_durations_are_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(command, "run_command", lambda arguments: called.append(arguments) or 0)
+    (tmp_path / "durations.csv").write_bytes(b"device,command\n\x97\xff")
+    with pytest.raises(SystemExit, match=r"durations\.csv: damaged"):
+        command.run(["data"], True, tmp_path)
+    assert called == []
+
+
 def test_a_busy_machine_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import data
 from benchmarks.reasons import NOT_MEASURED
@@ -37,6 +38,7 @@ def test_reading_compares_both_readers(monkeypatch: pytest.MonkeyPatch, tmp_path
     read: dict[str, int] = {}
 
     def wall_times(calls: dict[str, Call], rounds: int, warm_up: int) -> dict[str, list[float]]:
+        assert warm_up == 1
         for name, call in calls.items():
             call()
             read[name] = rounds
@@ -59,11 +61,14 @@ def test_what_is_drawn_and_fed_is_counted(one_in: int, monkeypatch: pytest.Monke
         return lambda seed, indices: counted.append(len(indices))
 
     def wall_times(calls: dict[str, Call], rounds: int, warm_up: int) -> dict[str, list[float]]:
+        assert (rounds, warm_up) == (2, 1)
         counted.clear()
         (call,) = calls.values()
         call()
         return {name: [1000.0, 1000.0] for name in calls}
 
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(data, "sampler", sampler)
     monkeypatch.setattr(data, "wall_times", wall_times)
     monkeypatch.setattr(data, "to_model", lambda images: counted.append(len(images)))
@@ -71,8 +76,9 @@ def test_what_is_drawn_and_fed_is_counted(one_in: int, monkeypatch: pytest.Monke
         assert row["count"] == row["a_second_median"] == sum(counted)
     assert row["count"] == 2 * 32 * 64 // one_in
     monkeypatch.setattr(data, "generate", lambda name, path, **_: generate(name, path, train=64, held_out=1))
-    *_, row = data.measure_feeding(tmp_path, 2, 1, one_in)
+    *_, row = data.measure_feeding(tmp_path, 2, 3, one_in)
     assert row["count"] == row["a_second_median"] == sum(counted) == 300 // one_in * 64
+    assert threads[:2] == [1, 3]  # drawing has threads of its own, as has `generate`
 
 
 @pytest.mark.parametrize("feature", ["image", "mask", "count"])

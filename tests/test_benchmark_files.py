@@ -1,6 +1,7 @@
 """The files of results: what is damaged is told, what is interrupted is kept, several processes may write at once."""
 
 import multiprocessing
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,6 +83,7 @@ def test_results_need_a_folder(
     assert "--out: got " in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_interpreter")
 def test_interrupted_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
         raise KeyboardInterrupt
@@ -89,7 +91,13 @@ def test_interrupted_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit) as end:
         conditions.command(main)
     assert end.value.code == 130
-    assert capsys.readouterr().err == "interrupted; the files of results have what was written before\n"
+    assert capsys.readouterr().err.startswith("interrupted; what was measured is in the files of results")
+
+
+def test_the_interpreter_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit, match="TRITON_INTERPRET=1: Triton's kernels would be interpreted"):
+        conditions.command(lambda: None)
 
 
 def test_benchmarks_run_in_the_root_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +106,7 @@ def test_benchmarks_run_in_the_root_of_the_repository(tmp_path: Path, monkeypatc
         conditions.command(lambda: None)
 
 
+@pytest.mark.usefixtures("no_interpreter")
 def test_a_package_that_is_missing_is_told() -> None:
     def main() -> None:
         raise ModuleNotFoundError("No module named 'triton'")
@@ -126,7 +135,9 @@ except KeyboardInterrupt:
 
 def test_what_runs_is_stopped_too_and_waited_for() -> None:
     arguments = [sys.executable, "-c", STOPPED, CHILD]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(arguments, env=environment, text=True, **pipes) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "there\n"
         process.terminate()
@@ -139,7 +150,9 @@ def test_quick_results_are_not_those_of_the_repository(tmp_path: Path, monkeypat
     written: list[Path] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training_step, "measure", lambda *_: iter([[{"part": "step"}]]))
-    monkeypatch.setattr(training_step, "write_results", lambda name, found, more, text, folder: written.append(folder))
+    monkeypatch.setattr(
+        training_step, "write_results", lambda name, found, more, text, folder: written.append(folder) or []
+    )
     for arguments in (["--quick"], []):
         monkeypatch.setattr(sys, "argv", ["discovery", *arguments])
         training_step.main(DiscoveryStep, {}, {}, "")
@@ -149,14 +162,18 @@ def test_quick_results_are_not_those_of_the_repository(tmp_path: Path, monkeypat
 def test_what_is_found_is_kept_before_the_rest_is(tmp_path: Path) -> None:
     def found() -> Iterator[list[dict[str, Any]]]:
         yield [{"which": "a"}]
-        assert read_rows(tmp_path / "some.csv") == [{"which": "a", "day": "x"}]
+        assert read_rows(tmp_path / "some-unfinished.csv") == [{"which": "a", "day": "x"}]
         yield [{"which": "a"}, {"which": "b"}]
         raise KeyboardInterrupt
 
+    conditions.write_rows(tmp_path / "some.csv", [{"which": "of an earlier run"}])
     with pytest.raises(KeyboardInterrupt):
         conditions.write_results("some", found(), {"day": "x"}, lambda rows, path: "", tmp_path)
-    assert [row["which"] for row in read_rows(tmp_path / "some.csv")] == ["a", "b"]
-    assert [path.name for path in tmp_path.iterdir()] == ["some.csv"]
+    assert [row["which"] for row in read_rows(tmp_path / "some-unfinished.csv")] == ["a", "b"]
+    assert [row["which"] for row in read_rows(tmp_path / "some.csv")] == ["of an earlier run"]
+    rows = conditions.write_results("some", [[{"which": "c"}]], {"day": "x"}, lambda rows, path: "", tmp_path)
+    assert rows == read_rows(tmp_path / "some.csv") == [{"which": "c", "day": "x"}]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["some.csv", "some.md"]
 
 
 def test_tables_go_where_readme_has_a_place_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,10 +187,32 @@ def test_tables_go_where_readme_has_a_place_for_them(tmp_path: Path, monkeypatch
         conditions.write_results(name, [[{"ms": 1}]], {}, table, folder)
         assert conditions.README.read_text() == before
         assert (folder / f"{name}.md").exists()
-    conditions.write_results("some", [[{"ms": 1}], [{"ms": 1}, {"ms": 2}]], {}, table, conditions.RESULTS)
-    text = "benchmarks/results/some.csv: [1, 2]"
+    shown = conditions.RESULTS.resolve()  # by any name
+    conditions.write_results("some", [[{"ms": 1}], [{"ms": 1}, {"ms": 2}]], {}, table, shown)
+    text = f"{shown}/some.csv: [1, 2]"
     assert conditions.README.read_text() == before.replace("old", text)
     assert (conditions.RESULTS / "some.md").read_text() == f"{text}\n"
+
+
+def _put(folder: Path, name: str) -> None:
+    os.chdir(folder)
+    for number in range(30):
+        conditions.put_into_readme(name, f"{number}\n")
+
+
+def test_processes_that_write_into_readme_at_once_lose_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    conditions.RESULTS.mkdir(parents=True)
+    conditions.README.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in "abc"))
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_put, args=(tmp_path, name)) for name in "abc"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert conditions.README.read_text() == "".join(f"<!-- {n} -->\n29\n<!-- end of {n} -->\n" for n in "abc")
 
 
 def test_a_commit_with_changes_is_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import measure, spread
+from benchmarks import measure, reasons, spread
 from benchmarks.measure import Rates, Sample, give_memory_back, in_fresh_process, resident_growth, samples
 
 
@@ -108,3 +108,28 @@ def test_samples_have_wall_and_cpu_time() -> None:
     (found,) = samples({"sum": lambda: torch.ones(2**20).sum()}, 3).values()
     assert len(found) == 3
     assert all(sample.ms > 0 and sample.cpu_ms > 0 for sample in found)
+
+
+def test_a_call_that_fails_is_left_out_where_its_failure_is_kept() -> None:
+    made: list[int] = []
+
+    def fails() -> None:
+        made.append(1)
+        if len(made) == 3:
+            raise RuntimeError("no memory")
+
+    failures: dict[str, str] = {}
+    found = samples({"fails": fails, "works": lambda: None}, 4, 1, failures)
+    assert failures == {"fails": "RuntimeError: no memory"}
+    assert {name: len(each) for name, each in found.items()} == {"works": 4}
+    assert len(made) == 3
+    made.clear()
+    with pytest.raises(RuntimeError, match="no memory"):
+        samples({"fails": fails}, 4, 1)
+
+
+def test_nothing_agrees_with_what_is_infinite() -> None:
+    assert reasons.too_wrong(1.0, 1.0, "x") == ""
+    assert reasons.too_wrong(1.1, 1.0, "x").startswith("off by 1.1e+00")
+    for error in (1.0, float("inf"), float("nan")):
+        assert reasons.too_wrong(error, float("inf"), "x").startswith("off by")

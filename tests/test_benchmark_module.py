@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import contenders, module
 from benchmarks.cost import Shape
-from benchmarks.measure import Rates, Sample
+from benchmarks.measure import Call, Rates, Sample
 from benchmarks.module import Case
 from benchmarks.reasons import NOT_MEASURED
 
@@ -110,6 +110,50 @@ def test_threads_are_those_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert found == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("contender", "why", "code"),
+    [("torch", "off by 1", 1), ("torch", "", 0), ("torch", module.NO_ROOM, 0), ("compiled", "off by 1", 0)],
+)
+def test_what_is_wrong_with_ours_is_the_exit_status(
+    contender: str, why: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = module.row(shape(), "forward", contender, module.TIME) | {NOT_MEASURED: why, "ms_median": 1, "of_limit": 1}
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(module, "rows_of", lambda *given: [[found]])
+    monkeypatch.setattr(sys, "argv", ["module", "forward", "--threads", "1", "--out", str(tmp_path)])
+    if code:
+        with pytest.raises(SystemExit) as end:
+            module.main()
+        assert end.value.code == code
+    else:
+        module.main()
+
+
+@pytest.mark.parametrize("name", ["torch", "reference"])
+def test_a_contender_that_fails_while_it_is_timed_is_lost_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def make(which: str, given: contenders.Problem) -> Call:
+        def call() -> list[torch.Tensor]:
+            if which == name:
+                made.append(1)
+                if len(made) == 3:
+                    raise RuntimeError("no memory")
+            return right()
+
+        right = original(which, given)
+        return call
+
+    original = contenders.make
+    monkeypatch.setattr(contenders, "make", make)
+    rows = {row["contender"]: row for row in times(shape(), "forward", EAGER)}
+    other = "reference" if name == "torch" else "torch"
+    assert rows[name][NOT_MEASURED] == "RuntimeError: no memory"
+    assert rows[name]["ms_median"] == rows[name]["times_ours_median"] == ""
+    assert rows[other]["ms_median"] > 0
+    assert rows[other]["times_ours_median"] == ("" if name == "torch" else 1)
+
+
 @pytest.mark.parametrize("threads", ["0", "100000", "99999999999"])
 def test_no_more_threads_than_there_are_cores(
     threads: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -132,7 +176,7 @@ def test_rounds_of_all_sweeps_count(monkeypatch: pytest.MonkeyPatch) -> None:
         rows += [{"contender": name, NOT_MEASURED: "off"} for name in makers if name not in names]
         return dict.fromkeys(names), rows
 
-    def samples(calls: dict[str, object], rounds: int, warm_up: int) -> dict[str, list[Sample]]:
+    def samples(calls: dict[str, object], rounds: int, warm_up: int, failures: object) -> dict[str, list[Sample]]:
         assert warm_up == 1
         slow = 3 if sweep == 0 else 1
         ms = {"reference": 4.0 * slow, "torch": 2.0 * slow**2, "slot-attention": 3.0}

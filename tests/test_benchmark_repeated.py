@@ -65,9 +65,10 @@ def test_steps_are_compared_too(tmp_path: Path) -> None:
         (tmp_path / run).mkdir()
         row |= spread("ms", ms - 1, ms, ms) | spread("faster", 1.0 + ms, 2.0 + ms, 2.0 + ms)
         part = row | {"part": "encoder"} | dict.fromkeys(names("faster"), "")
-        write_rows(tmp_path / run / "discovery-cpu.csv", [row, part])
+        parts = [part | {"pass": which} for which in ("forward", "backward")]
+        write_rows(tmp_path / run / "discovery-cpu.csv", [row, *parts])
     text = repeated.table(tmp_path / "first", tmp_path / "second")
-    assert "| discovery-cpu.csv | 2 | 2 | 1.10 to 1.10 | 1 | 1 | 1.08 to 1.08 |" in text
+    assert "| discovery-cpu.csv | 3 | 3 | 1.10 to 1.10 | 1 | 1 | 1.08 to 1.08 |" in text
     assert "do not agree" not in text
 
 

@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from benchmarks import conditions, contenders, module, plots, report
@@ -66,6 +67,12 @@ def test_a_contender_of_one_size_is_no_line(measured: Path) -> None:
     lone = next(row for row in rows if row["contender"] == "torch")
     plots.draw(axes, [*(row for row in rows if row["contender"] != "torch"), lone], "N", TIME)
     assert [line.get_label() for line in axes.get_lines()] == ["reference", "slot-attention", "limit of the machine"]
+
+
+def test_rows_of_other_shapes_alone_have_their_conditions_told(measured: Path) -> None:
+    rows = [row for row in read_rows(measured / module.CSV) if row["N"] != "20"]
+    text = report.tables(rows, measured / module.CSV)
+    assert text.startswith(f"{rows[0]['device']}, 1 threads, torch {torch.__version__}, ")
 
 
 def test_the_title_names_every_commit() -> None:

@@ -62,7 +62,7 @@ def test_every_measurement_is_a_row_and_in_the_table(monkeypatch: pytest.MonkeyP
     assert rows[0]["faster_median"] == 1
     text = table(rows)
     assert ": `1`, folder/file.csv.\n" in text
-    assert "| tiny | 2 | ours | " in text
+    assert all(f"| tiny | 2 | {contender} | " in text for contender in ON_CPU)
     assert " 50 MiB | 0.25 | " in text
     assert all(f"| {part} | backward | " in text for part in PARTS[kind.task])
 
@@ -104,6 +104,8 @@ def test_faster_is_plain_by_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, ours, *low = measured.rows()[: len(ON_CPU)]
     assert (plain["faster_median"], ours["faster_median"], *(row["faster_median"] for row in low)) == (1, 4.5, "", "")
     assert [step.optimizer.defaults["fused"] for step in measured.steps.values()] == [None, True, None, True]
+    text = table([row | {"rounds": 2} for row in (plain, ours)])
+    assert "| ours | 2 ms (2 to 2) | **4.5x** (4.2 to 4.8) | " in text
 
 
 def test_an_image_is_of_one_colour_but_for_noise() -> None:
@@ -154,7 +156,9 @@ def test_without_the_plain_loop_nothing_is_held_against(monkeypatch: pytest.Monk
 def test_rounds_of_a_gpu_begin_with_steps_that_do_not_count(monkeypatch: pytest.MonkeyPatch, on_gpu: bool) -> None:
     warm_ups, parts = [], []
 
-    def wall_times(calls: dict[Contender, Step], rounds: int, warm_up: int) -> dict[Contender, list[float]]:
+    def wall_times(
+        calls: dict[Contender, Step], rounds: int, warm_up: int, failures: dict[Contender, str]
+    ) -> dict[Contender, list[float]]:
         assert list(calls) == list(ON_CPU)
         warm_ups.append(warm_up)
         return {contender: [1.0] * rounds for contender in calls}
@@ -181,6 +185,96 @@ def test_the_products_rate_is_the_best_of_all_rounds(monkeypatch: pytest.MonkeyP
     assert {row["product_gflops"] for row in rows} == {5}
 
 
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_step_that_fails_while_it_is_timed_loses_its_rows_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, in_parts: bool
+) -> None:
+    made: list[Step] = []
+
+    def fails(step: Step) -> object:
+        if step.is_ours and not step.bf16:
+            made.append(step)
+            if len(made) == 2:
+                raise RuntimeError("no memory")
+        return right(step)
+
+    name = "parts" if in_parts else "__call__"
+    right = getattr(Step, name)
+    monkeypatch.setattr(Step, name, fails)
+    monkeypatch.setattr(training_step, "peak_mib", lambda *_: 1.0)
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--quick", "--threads", "1", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        training_step.main(DiscoveryStep, {}, {"tiny": 2}, "")
+    assert end.value.code == 1
+    rows = conditions.read_rows(tmp_path / "discovery-cpu.csv")
+    steps = {row["contender"]: row for row in rows if row["part"] == "step"}
+    assert steps["ours"][NOT_MEASURED] == "RuntimeError: no memory"
+    assert steps["ours"]["ms_median"] == ""
+    assert all(float(row["ms_median"]) > 0 for name, row in steps.items() if name != "ours")
+    assert {row["contender"] for row in rows if row["part"] != "step"} == {"plain"}
+    assert "| ours | RuntimeError: no memory |" in (tmp_path / "discovery-cpu.md").read_text()
+
+
+def test_rounds_and_threads_are_those_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(training_step, "peak_mib", lambda *_: 1.0)
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--rounds", "2", "--threads", "1", "--out", str(tmp_path)])
+    training_step.main(DiscoveryStep, {"tiny": 2}, {}, "")
+    rows = conditions.read_rows(tmp_path / "discovery-cpu.csv")
+    assert {(row["rounds"], row["threads"]) for row in rows} == {("2", "1")}
+    assert threads == [1]
+
+
+def test_batches_on_a_gpu_are_the_papers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found: list[object] = []
+    monkeypatch.setattr(training_step, "on_gpu", lambda: True)
+    monkeypatch.setattr(training_step, "device_name", lambda: "some GPU")
+    monkeypatch.setattr(training_step, "measure", lambda kind, batches, *_: found.append(batches))
+    monkeypatch.setattr(training_step, "write_results", lambda name, *_: found.append(name) or [])
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--threads", "1", "--out", str(tmp_path)])
+    training_step.main(DiscoveryStep, {"tetrominoes": 32, "clevr6": 2}, {}, "")
+    assert found == [{"tetrominoes": 64, "clevr6": 64}, "discovery-cuda"]
+
+
+def test_a_compiled_contender_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda call: compiled.append(call) or call)
+    for contender in ON_GPU:
+        step = DiscoveryStep(contender, "tiny", 2)
+        assert compiled == ([step.loss] if contender.compiled else [])
+        compiled.clear()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_parts_are_timed_as_they_are_called(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
+    step, weight = DiscoveryStep(Contender("ours", bf16), "tiny", 2), torch.ones((), requires_grad=True)
+    now, called = [0.0], []
+
+    def part(name: str, seconds: float) -> training_step.Any:
+        def call(x: torch.Tensor) -> torch.Tensor:
+            now[0] += seconds
+            called.append((name, torch.is_autocast_enabled("cpu")))
+            return x * weight
+
+        return call
+
+    def update() -> None:
+        now[0] += 5
+
+    monkeypatch.setattr(step, "calls", lambda: {"first": part("first", 1), "second": part("second", 2)})
+    monkeypatch.setattr(step, "clock", lambda: now[0])
+    monkeypatch.setattr(step.optimizer, "step", update)
+    assert step.parts() == {
+        ("first", "forward"): 1,
+        ("second", "forward"): 2,
+        ("second", "backward"): 0,
+        ("first", "backward"): 0,
+        ("Adam", "update"): 5,
+    }
+    assert called == [("first", bf16), ("second", bf16)]
+
+
 @KINDS
 def test_what_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch, kind: type[Step]) -> None:
     def too_much(self: Step) -> None:
@@ -201,8 +295,9 @@ def test_every_round_goes_through_all_presets_and_is_kept(monkeypatch: pytest.Mo
 
     def write_rows(path: Path, rows: list[training_step.Row]) -> None:
         rounds_kept.append((path.name, len(order), {row["rounds"] for row in rows}))
+        kept(path, rows)
 
-    go_round = training_step.Measured.go_round
+    go_round, kept = training_step.Measured.go_round, conditions.write_rows
     monkeypatch.setitem(training_step.PRESETS["discovery"], "other", training_step.PRESETS["discovery"]["tiny"])
     monkeypatch.setattr(training_step.Measured, "go_round", one_round)
     monkeypatch.setattr(conditions, "write_rows", write_rows)
@@ -210,7 +305,8 @@ def test_every_round_goes_through_all_presets_and_is_kept(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "argv", ["benchmark", "--quick", "--threads", "1", "--out", str(tmp_path)])
     training_step.main(DiscoveryStep, {}, {"tiny": 2, "other": 2}, "")
     assert order == [(name, number) for number in range(3) for name in ("tiny", "other")]
-    assert rounds_kept == [("discovery-cpu.csv", 4, {2}), ("discovery-cpu.csv", 6, {3})]
+    unfinished = "discovery-cpu-unfinished.csv"
+    assert rounds_kept == [(unfinished, 4, {2}), (unfinished, 6, {3}), ("discovery-cpu.csv", 6, {3})]
 
 
 @KINDS
@@ -239,6 +335,9 @@ def test_only_ours_has_images_in_channels_last_order(kind: type[Step]) -> None:
     plain, ours = (kind(contender, "tiny", 2).given[0] for contender in (PLAIN, OURS))
     assert torch.equal(plain, ours)
     assert plain.is_contiguous()
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    plain, ours = (next(kind(contender, "tiny", 2).model.encoder.parameters()) for contender in (PLAIN, OURS))
+    assert not plain.is_contiguous(memory_format=torch.channels_last)
     assert ours.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -3,9 +3,15 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
+import torch
+
+from benchmarks import host
 from benchmarks.conditions import read_rows
+from benchmarks.measure import Sample
 
 COUNTED = """
 import torch
@@ -31,6 +37,20 @@ def compiled(*arguments: str) -> str:
 def test_every_kernel_is_launched() -> None:
     # The projections, the first query and their gradients, the weights; both ways, T times inputs and slots.
     assert compiled("-c", COUNTED).split() == [str(2 + 2 + 1 + 4 * 3)]
+
+
+def test_each_has_its_own_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_ms = {"torch": 1.0, "reference": 2.0}
+
+    def samples(calls: dict[str, str], rounds: int) -> dict[str, list[Sample]]:
+        return {name: [Sample(9.0, cpu_ms[call])] * rounds for name, call in calls.items()}
+
+    monkeypatch.setattr(host, "make", lambda name, given: name)
+    monkeypatch.setattr(host, "samples", samples)
+    monkeypatch.setattr(host, "without_kernels", nullcontext)
+    rows = host.measure("forward", torch.float32, 2)
+    assert [(row["contender"], row["ms_median"]) for row in rows] == [(host.OURS, 1), (host.REFERENCE, 2)]
+    assert host.OURS.startswith("ours")
 
 
 def test_rows_and_table(tmp_path: Path) -> None:

@@ -371,7 +371,11 @@ def test_the_benchmark_checks_and_tells_every_measurement(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(benchmark, "match", first)
     with pytest.raises(AssertionError, match="match: costs more than SciPy"):
-        benchmark.measure((2, 3, 4), rounds=1)
+        benchmark.measure((2, 3, 4), rounds=2)
+    nearly = 1 + 1e-6 * torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(benchmark, "make_costs", lambda *shape: nearly)
+    with pytest.raises(AssertionError, match="match: costs more than SciPy"):
+        benchmark.measure((2, 3, 4), rounds=2)
 
 
 needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="no GPU, or TRITON_INTERPRET is not 0")
