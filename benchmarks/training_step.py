@@ -102,8 +102,6 @@ class Measured:
         for contender, found in wall_times(self.steps, 1, warm_up, failures).items():
             self.times[contender] += found
         for contender in in_any_order(self.parts):
-            if contender in failures:
-                continue
             try:
                 timed = [self.steps[contender].parts() for _ in range(warm_up + 1)]
             except Exception as failure:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,10 @@ def test_tables_go_where_readme_has_a_place_for_them(tmp_path: Path, monkeypatch
     assert (conditions.RESULTS / "some.md").read_text() == f"{text}\n"
 
 
-def _put(folder: Path, name: str) -> None:
+def _put(folder: Path, name: str, all_are_there: Barrier) -> None:
     os.chdir(folder)
-    for number in range(30):
+    all_are_there.wait()
+    for number in range(100):
         conditions.put_into_readme(name, f"{number}\n")
 
 
@@ -207,12 +209,13 @@ def test_processes_that_write_into_readme_at_once_lose_no_table(
     conditions.RESULTS.mkdir(parents=True)
     conditions.README.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in "abc"))
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_put, args=(tmp_path, name)) for name in "abc"]
+    barrier = context.Barrier(3)
+    writers = [context.Process(target=_put, args=(tmp_path, name, barrier)) for name in "abc"]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
-    assert conditions.README.read_text() == "".join(f"<!-- {n} -->\n29\n<!-- end of {n} -->\n" for n in "abc")
+    assert conditions.README.read_text() == "".join(f"<!-- {n} -->\n99\n<!-- end of {n} -->\n" for n in "abc")
 
 
 def test_a_commit_with_changes_is_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
