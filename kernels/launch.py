@@ -1,6 +1,6 @@
 """How the kernels are launched: a pure function of shapes, dtype and device, never of a measurement at run time."""
 
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 # Of the queries of one image and iteration, padded, in the inputs' type. In the last backward pass an iteration takes
@@ -33,6 +33,7 @@ class AttendConfig(NamedTuple):
         }
 
 
+@lru_cache(maxsize=1024)
 def attend_config(
     B: int, N: int, D_in: int, K: int, heads: int, itemsize: int, multiprocessors: int, which: str
 ) -> AttendConfig:
@@ -86,6 +87,7 @@ class UpdateConfig(NamedTuple):
     num_stages: int
 
 
+@lru_cache(maxsize=1024)
 def update_config(
     D: int, D_in: int, hidden: int = 1, splits: int = 1, warp_size: int = 32, precision: str = "tf32x3"
 ) -> UpdateConfig:
@@ -131,9 +133,10 @@ class WeightsConfig(NamedTuple):
     num_stages: int
 
 
+@lru_cache(maxsize=1024)
 def weights_config(
     num_rows: int,
-    shapes: Sequence[tuple[int, int]],
+    shapes: tuple[tuple[int, int], ...],
     columns: int,
     multiprocessors: int,
     warp_size: int = 32,

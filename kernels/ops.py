@@ -1,5 +1,7 @@
 """The kernels over the inputs as functions of tensors: outputs allocated, launches configured."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ def attend_forward(
     mask: Tensor | None,
     slot_mask: Tensor | None,
     query: Tensor,
-    stats: Tensor,
+    stats: Sequence[Tensor],
     s: Settings,
     *,
     first: bool,
@@ -29,7 +31,7 @@ def attend_forward(
         inputs: [B, N, D_in], any strides; float32, bfloat16 or float16.
         mask: [B, N], slot_mask: [B, K]; bool, contiguous.
         query: q- [B, h, K, D_in + 1], float32.
-        stats: mu and r [2, B, N], float32; written by the first iteration and read by the others.
+        stats: mu and r [B, N], float32; written by the first iteration and read by the others.
         first: whether this is the first iteration.
     """
     (B, N, D_in), (_, h, K, _) = inputs.shape, query.shape
@@ -55,7 +57,7 @@ def attend_backward(
     slot_mask: Tensor | None,
     queries: Tensor,
     d_sums: Tensor,
-    stats: Tensor,
+    stats: Sequence[Tensor],
     s: Settings,
     d_inputs: Tensor | None,
 ) -> Tensor:
@@ -73,14 +75,17 @@ def attend_backward(
     # Of the iterations' parts of dx, which add up; of dq-, only the first is wanted.
     parts = [queries.new_empty(config.splits, *queries.shape[1:]) for _ in range(0, T, at_once)]
     for i, partials in enumerate(parts if parts[0].numel() else []):
-        these = slice(i * at_once, (i + 1) * at_once)
+        if len(parts) == 1:
+            these, d_these = queries, d_sums
+        else:
+            these, d_these = (x[i * at_once : (i + 1) * at_once] for x in (queries, d_sums))
         attend_bwd_kernel[(config.splits * B,)](
-            *(inputs, mask, slot_mask, queries[these], d_sums[these], *stats, partials, d_inputs),
+            *(inputs, mask, slot_mask, these, d_these, *stats, partials, d_inputs),
             *inputs.stride(),
             *(B, N, K, h, config.blocks, config.splits, s.offset),
             D_IN=D_in,
             **config.blocking(),
-            T=len(queries[these]),
+            T=these.shape[0],
             ADD=i > 0,
             NORM=s.norm_inputs,
             PRECISION=PRECISION,

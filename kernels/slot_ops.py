@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from .absorb import absorb_bwd_kernel, absorb_fwd_kernel
@@ -22,7 +21,7 @@ def absorb(p: Projections, heads: int, scale: float) -> tuple[Tensor, Tensor, Te
     D, D_in, V, *_ = sizes
     E = heads * (D_in + 1)
     query, query_bias, value = (p.to_q.new_empty(shape) for shape in ((D, E), (E,), (E, V)))
-    absorb_fwd_kernel[(triton.cdiv(max(D + 1, V), c.block_rows), heads, 2)](
+    absorb_fwd_kernel[(-(-max(D + 1, V) // c.block_rows), heads, 2)](
         *p, query, query_bias, value, scale, *sizes,
         c.block_rows, c.block_inputs, c.block_chunk, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
@@ -36,7 +35,7 @@ def absorb_backward(
     """The gradients to the projections, in one launch and one sum."""
     p, sizes, c = _absorb_launch(p, heads)
     _, D_in, _, _, width = sizes
-    programs = triton.cdiv(width, c.block_rows)
+    programs = -(-width // c.block_rows)
     grads = Projections._make(None if x is None else torch.empty_like(x) for x in p)
     parts = None if p.norm_input is None else p.to_q.new_empty(2 * heads * programs, 2, D_in)
     absorb_bwd_kernel[(programs, heads, 2)](
@@ -89,14 +88,15 @@ def update(
     """
     _check_contiguous(partials, slots, slot_mask, sums, new_slots, query)
     (B, K, D), D_in, hidden = slots.shape, sums.shape[-1] - 1, _hidden_width(w)
-    c = update_config(D, D_in, hidden, len(partials), WARP_SIZE, precision(dtype))
+    P = partials.shape[0]
+    c = update_config(D, D_in, hidden, P, WARP_SIZE, precision(dtype))
     if B * K == 0:
         return
     update_fwd_kernel[_grid(B * K, c)](
         partials, slots, slot_mask, sums, new_slots, query,
         w.query, w.query_bias, w.value, w.value_bias, w.norm_slots, w.recurrent, w.recurrent_bias,
         w.norm_pre_ff, w.hidden, w.hidden_bias, w.out, w.out_bias,
-        B * K, K, len(partials), _eps_in_divisor(s), s.norm_eps, s.aggregation == "mean", D, D_in, hidden, s.heads,
+        B * K, K, P, _eps_in_divisor(s), s.norm_eps, s.aggregation == "mean", D, D_in, hidden, s.heads,
         c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, c.fetch, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
@@ -183,7 +183,7 @@ class Rows(NamedTuple):
 def new_rows(iters: int, num_rows: int, D: int, D_in: int, w: Weights, s: Settings) -> Rows:
     """Room for what the backward kernels leave of `iters` iterations of B * K = `num_rows` slots."""
     query_width, hidden = s.heads * (D_in + 1), _hidden_width(w)
-    programs = triton.cdiv(num_rows, update_config(D, D_in).block_rows)
+    programs = -(-num_rows // update_config(D, D_in).block_rows)
 
     def rows(width: int, wanted: Tensor | None = w.query) -> Tensor | None:
         return None if wanted is None else w.query.new_empty(iters, num_rows, width)
@@ -229,15 +229,15 @@ def update_backward(
     """
     _check_contiguous(query_partials, d_carry, new_slots, slots, sums, slot_mask, d_slots, d_sums, *rows)
     (B, K, D), D_in, hidden = slots.shape, sums.shape[-1] - 1, _hidden_width(w)
-    parts = 1 if query_partials is None else len(query_partials)
-    c = update_config(D, D_in, hidden, parts, WARP_SIZE, precision(dtype))
+    P = 1 if query_partials is None else query_partials.shape[0]
+    c = update_config(D, D_in, hidden, P, WARP_SIZE, precision(dtype))
     if B * K == 0:
         return
     update_bwd_kernel[_grid(B * K, c)](
         query_partials, d_new, d_carry, new_slots, slots, sums, slot_mask, d_slots, d_sums,
         w.query, w.value, w.value_bias, w.norm_slots, w.recurrent, w.recurrent_bias,
         w.norm_pre_ff, w.hidden, w.hidden_bias, w.out, *rows,
-        t, B * K, K, parts, *d_new.stride(), _eps_in_divisor(s), s.norm_eps, s.aggregation == "mean",
+        t, B * K, K, P, *d_new.stride(), _eps_in_divisor(s), s.norm_eps, s.aggregation == "mean",
         D, D_in, hidden, s.heads, rows.columns.shape[-1],
         c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, c.fetch, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
@@ -265,12 +265,13 @@ def first_query_backward(
     """
     _check_contiguous(query_partials, d_carry, slots, d_slots, *rows)
     (B, K, D), D_in = slots.shape, query_partials.shape[-1] - 1
-    c = update_config(D, D_in, 1, len(query_partials), WARP_SIZE, precision(dtype))
+    P = query_partials.shape[0]
+    c = update_config(D, D_in, 1, P, WARP_SIZE, precision(dtype))
     if B * K == 0:
         return
     query_bwd_kernel[_grid(B * K, c)](
         query_partials, slots, d_carry, d_slots, w.query, w.norm_slots, rows.slots_normed, rows.d_query, rows.columns,
-        B * K, K, len(query_partials), s.norm_eps, D, D_in, s.heads, rows.columns.shape[-1],
+        B * K, K, P, s.norm_eps, D, D_in, s.heads, rows.columns.shape[-1],
         c.block_rows, c.block_slots, c.block_inputs, c.block_chunk, c.unroll, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
@@ -283,12 +284,12 @@ def weight_gradients(rows: Rows, w: Weights, dtype: torch.dtype = torch.float32)
     """
     _check_contiguous(*rows)
     (T, R, D), (E, V), H, C = rows.slots_normed.shape, w.value.shape, _hidden_width(w), rows.columns.shape[-1]
-    products = [(D, E), (E, V), *[(V, D)] * (w.recurrent is not None), *[(H, D), (D, H)] * (w.hidden is not None)]
+    products = ((D, E), (E, V)) + ((V, D),) * (w.recurrent is not None) + ((H, D), (D, H)) * (w.hidden is not None)
     c = weights_config(T * R, products, C, multiprocessors(w.query.device), WARP_SIZE, precision(dtype))
     widths = [n * m for n, m in products] + _column_widths(D, w)
     parts, S = w.query.new_empty(c.parts, sum(widths)), rows.columns.shape[:2].numel()
     weights_bwd_kernel[(c.blocks, c.parts)](
-        *rows, parts, T * R, c.rows, S, triton.cdiv(S, c.parts),
+        *rows, parts, T * R, c.rows, S, -(-S // c.parts),
         D, E, V, H, C, c.block, c.block_rows, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
@@ -326,7 +327,7 @@ def _absorb_launch(p: Projections, heads: int) -> tuple[Projections, tuple[int, 
 
 
 def _hidden_width(w: Weights) -> int:
-    return 1 if w.hidden is None else len(w.hidden)
+    return 1 if w.hidden is None else w.hidden.shape[0]
 
 
 def _eps_in_divisor(s: Settings) -> float:
@@ -334,7 +335,7 @@ def _eps_in_divisor(s: Settings) -> float:
 
 
 def _grid(num_rows: int, c: UpdateConfig) -> tuple[int]:
-    return (triton.cdiv(num_rows, c.block_rows),)
+    return (-(-num_rows // c.block_rows),)
 
 
 def _check_contiguous(*tensors: Tensor | None) -> None:

@@ -14,9 +14,11 @@ def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
     Where a compiler, a transformation of torch.func or forward-mode differentiation looks on, it is just that: the
     first fuses them itself, and the others know no rule for anything else.
     """
+    if all(x.dtype == dtype for x in tensors):
+        return tensors
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return [x.to(dtype) for x in tensors]
-    if forward_ad._current_level >= 0 or len({(x.dtype, x.device) for x in tensors}) != 1 or tensors[0].dtype == dtype:
+    if forward_ad._current_level >= 0 or len({(x.dtype, x.device) for x in tensors}) != 1:
         return [x.to(dtype) for x in tensors]
     return _Cast.apply(dtype, *tensors)
 

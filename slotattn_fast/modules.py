@@ -132,10 +132,9 @@ class SlotAttention(Reference):
         """The iterations' parameters, by attribute: layers may be tied, parametrised or joined by a subclass's."""
         params = {}
         for layer, kinds in LAYERS.items():
-            path = layer.split(".")
-            module = getattr(self, path[0], None)
-            if len(path) == 2 and module is not None:
-                module = module[int(path[1])]
+            module: Any = self
+            for part in layer.split("."):
+                module = getattr(module, part, None)
             for kind in kinds:
                 value = getattr(module, kind, None)
                 if value is not None:

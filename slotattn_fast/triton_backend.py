@@ -5,7 +5,7 @@ do not serve, mostly because they are too wide, go through the PyTorch operators
 and symbols are those at the head of `torch_backend`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +48,8 @@ def forward(
         slot_ops.forward_on_chip(inputs, mask, slot_mask, slots, w, s, *outputs)
     else:
         for images in _groups(len(inputs), config):
-            _forward_group(w, s, *_of(images, inputs, slots, mask, slot_mask), *_of(images, *outputs, dim=1))
+            given = _of(images, inputs, slots, mask, slot_mask)
+            _forward_group(w, s, *given, *(x.unbind() for x in _of(images, *outputs, dim=1)))
     return outputs
 
 
@@ -59,16 +60,16 @@ def _forward_group(
     current: Tensor,
     mask: Tensor | None,
     slot_mask: Tensor | None,
-    states: Tensor,
-    sums: Tensor,
-    queries: Tensor,
-    stats: Tensor,
+    states: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    queries: Sequence[Tensor],
+    stats: Sequence[Tensor],
 ) -> None:
-    """All iterations from the slots `current`; the last four tensors are those that `forward` returns."""
+    """All iterations from the slots `current`; the last four are what `forward` returns, unbound."""
     fused, dtype = _fused(current, inputs, w, s), current.dtype
     for t in range(s.iters):
         if not fused:
-            queries[t] = next_query(current.to(states.dtype), w, s)
+            queries[t].copy_(next_query(current.to(states[t].dtype), w, s))
         elif t == 0:
             slot_ops.first_query(current, w, s, queries[0], dtype)
         partials = attend_forward(inputs, mask, slot_mask, queries[t], stats, s, first=t == 0)
@@ -76,8 +77,8 @@ def _forward_group(
             query = queries[t + 1] if t + 1 < s.iters else None
             slot_ops.update(partials, current, slot_mask, w, s, sums[t], states[t], query, dtype)
         else:
-            sums[t] = partials.sum(0)
-            states[t] = update(current.to(states.dtype), sums[t], slot_mask, w, s)
+            torch.sum(partials, 0, out=sums[t])
+            states[t].copy_(update(current.to(states[t].dtype), sums[t], slot_mask, w, s))
         current = states[t]
 
 
@@ -131,12 +132,14 @@ def _backward_group(
 ) -> tuple[Tensor, Weights]:
     """The gradients to the initial slots and the weights; `d_inputs` is written to."""
     queries = queries.contiguous()  # the last pass takes those of all iterations; a group's lie apart
+    mean_rstd = stats.unbind()
 
     def attend(t: int, d_sums: Tensor) -> Tensor:
         """dq- of iteration t, in parts; in the last pass, of the first iteration, also the gradient to the inputs."""
-        these = slice(t, None if t == 0 and d_inputs is not None else t + 1)
-        d_x = d_inputs if t == 0 else None
-        return attend_backward(inputs, mask, slot_mask, queries[these], d_sums[these], stats, s, d_x)
+        if t == 0 and d_inputs is not None:
+            return attend_backward(inputs, mask, slot_mask, queries, d_sums, mean_rstd, s, d_inputs)
+        query, d_sum = queries[t : t + 1], d_sums[t : t + 1]
+        return attend_backward(inputs, mask, slot_mask, query, d_sum, mean_rstd, s, None)
 
     take = _backward_fused if _fused(slots, inputs, w, s) else _backward_by_operators
     return take(attend, d_states, slots, slot_mask, states, sums, w, s)
@@ -156,13 +159,16 @@ def _backward_fused(
     (T, B, K, D), D_in = states.shape, sums.shape[-1] - 1
     rows = slot_ops.new_rows(T, B * K, D, D_in, w, s)
     d_sums, d_slots = torch.empty_like(sums), torch.empty_like(states)
+    of_iteration = list(zip(*(x.unbind() for x in (d_states, states, sums, d_slots, d_sums)), strict=True))
     query_partials = d_carry = None
     for t in reversed(range(T)):
+        d_new, new, given, d_before, d_given = of_iteration[t]
+        before = of_iteration[t - 1][1] if t else slots
         slot_ops.update_backward(
-            *(query_partials, d_states[t], d_carry, states[t], states[t - 1] if t else slots, sums[t]),
-            *(slot_mask, w, s, t, d_slots[t], d_sums[t], rows, slots.dtype),
+            *(query_partials, d_new, d_carry, new, before, given),
+            *(slot_mask, w, s, t, d_before, d_given, rows, slots.dtype),
         )
-        query_partials, d_carry = attend(t, d_sums), d_slots[t]
+        query_partials, d_carry = attend(t, d_sums), d_before
     d_initial = torch.empty_like(slots)
     slot_ops.first_query_backward(query_partials, d_carry, slots, w, s, d_initial, rows, slots.dtype)
     return d_initial, slot_ops.weight_gradients(rows, w, slots.dtype)

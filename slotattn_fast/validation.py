@@ -22,8 +22,13 @@ LAYERS: dict[str, dict[str, tuple[str, ...]]] = {
     "mlp.0": {"weight": ("hidden", "D"), "bias": ("hidden",)},
     "mlp.2": {"weight": ("D", "hidden"), "bias": ("D",)},
 }
+SHAPES = {f"{layer}.{kind}": shape for layer, kinds in LAYERS.items() for kind, shape in kinds.items()}
 OPTIONAL = {"to_q.bias", "to_k.bias", "to_v.bias", "combine_heads.bias"}
-TOGETHER = [("to_q", "to_k", "to_v"), ("mlp.0", "mlp.2"), *((layer,) for layer in LAYERS)]
+# Layers that are there together or not at all, each by the names of its parameters.
+TOGETHER = [
+    {f"{layer}.{kind}" for layer in layers for kind in LAYERS[layer]}
+    for layers in [("to_q", "to_k", "to_v"), ("mlp.0", "mlp.2"), *((layer,) for layer in LAYERS)]
+]
 NOT_ITERATED = ("slots_mu", "slots_logsigma")  # parameters of the modules that only make the initial slots
 
 
@@ -109,13 +114,13 @@ def autocast_enabled(x: Tensor) -> bool:
 
 
 def _check_dtypes(inputs: Tensor, others: Mapping[str, Tensor]) -> None:
-    autocast = autocast_enabled(inputs)
+    device, dtype, autocast = inputs.device, inputs.dtype, autocast_enabled(inputs)
     for name, x in others.items():
-        if x.device != inputs.device:
-            raise ValueError(f"{name} must be on {inputs.device} as inputs is, got {x.device}")
-        if x.dtype not in FLOATS or (x.dtype != inputs.dtype and not autocast):
+        if x.device != device:
+            raise ValueError(f"{name} must be on {device} as inputs is, got {x.device}")
+        if x.dtype != dtype and not (autocast and x.dtype in FLOATS):
             raise TypeError(
-                f"{name} must be {inputs.dtype} as inputs is, got {x.dtype}; convert one of them or use torch.autocast"
+                f"{name} must be {dtype} as inputs is, got {x.dtype}; convert one of them or use torch.autocast"
             )
 
 
@@ -125,26 +130,21 @@ def _check_params(params: Mapping[str, Tensor], D: int, D_in: int, heads: int) -
     inner = params["to_q.weight"].shape[0] if "to_q.weight" in params else D
     hidden = params["mlp.0.weight"].shape[0] if "mlp.0.weight" in params else D
     sizes = {"D": D, "D_in": D_in, "inner": inner, "hidden": hidden, "3 D": 3 * D}
-    shapes = {
-        f"{layer}.{kind}": [sizes[size] for size in shape]
-        for layer, kinds in LAYERS.items()
-        for kind, shape in kinds.items()
-    }
     for name, param in params.items():
         if name in NOT_ITERATED:
             continue
-        if name not in shapes:
+        if name not in SHAPES:
             raise ValueError(f"params has {name!r}, which is no parameter of SlotAttention")
-        if list(param.shape) != shapes[name]:
+        shape = [*map(sizes.__getitem__, SHAPES[name])]
+        if [*param.shape] != shape:
             widths = f"input width {D_in}, slot width {D}"
-            raise ValueError(f"params[{name!r}] must have shape {shapes[name]} ({widths}), got {list(param.shape)}")
-    layers = {name.rsplit(".", 1)[0] for name in params}
+            raise ValueError(f"params[{name!r}] must have shape {shape} ({widths}), got {list(param.shape)}")
+    names = set(params)
     for together in TOGETHER:
-        if layers & set(together):
-            needed = {f"{layer}.{kind}" for layer in together for kind in LAYERS[layer]} - OPTIONAL
-            missing = sorted(needed - set(params))
-            if missing:
-                raise ValueError(f"params lacks {', '.join(missing)}, which belong with the others of that layer")
+        missing = together - names - OPTIONAL
+        if missing and together & names:
+            needed = ", ".join(sorted(missing))
+            raise ValueError(f"params lacks {needed}, which belong with the others of that layer")
     if inner % heads != 0:
         raise ValueError(f"heads must divide the projections' width {inner}, got heads={heads}")
     if "combine_heads.weight" not in params and (heads > 1 or inner != D):

@@ -298,7 +298,7 @@ def test_gradients_to_the_weights_are_sums_of_parts(
 @pytest.mark.parametrize("precision", ["tf32", "tf32x3", "ieee"])
 @pytest.mark.parametrize("num_rows", [0, 1, 63, 64, 129, 1344, 15360, 10**7])
 def test_parts_have_every_row_once(num_rows: int, precision: str) -> None:
-    c = weights_config(num_rows, [(64, 65), (65, 192), (192, 64), (128, 64), (64, 128)], 1153, 132, 32, precision)
+    c = weights_config(num_rows, ((64, 65), (65, 192), (192, 64), (128, 64), (64, 128)), 1153, 132, 32, precision)
     assert c.blocks == 2 + 2 * 3 + 3 + 2 + 2 + 19
     assert c.parts * c.rows >= num_rows > (c.parts - 1) * c.rows or num_rows == 0
     assert c.rows % c.block_rows == 0
