@@ -43,6 +43,12 @@ CONFIG = replace(
 )
 
 
+# A task of a job, which starts our processes itself: the task's rank is not that of any of them.
+SLURM = {"SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1"} | dict.fromkeys(
+    ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"), "0"
+)
+
+
 class Double(Discovery):
     """In float64, where the order of sums does not show."""
 
@@ -70,7 +76,7 @@ def trained(folder: Path) -> None:
 
 def process(rank: int, folder: Path, port: int) -> None:
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(PROCESSES)}
-    os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank), **SLURM)
     trained(folder)
     torch.distributed.barrier()
     os._exit(0)  # as in test_distributed.py
@@ -189,6 +195,13 @@ def test_torchrun(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "slotattn: data: got 'nowhere', which is neither a prepared folder nor one of" in done.stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_a_slurm_job_of_other_tasks_does_not_concern_a_run_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (SLURM | {"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}).items():
+        monkeypatch.setenv(name, value)
+    fabric = processes.connect(CONFIG)
+    assert (fabric.world_size, fabric.global_rank) == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
 from slotattn_fast.train.config import TrainConfig
 from slotattn_fast.train.environment import resolve_device
@@ -154,12 +155,15 @@ def connect(config: TrainConfig) -> Fabric:
     """Lightning Fabric for a configuration, connected with the other processes if there are any."""
     device, devices = check_devices(config)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces precision and ranks
+    # Said, as Fabric would take the ranks of a job of SLURM or MPI for those of the processes started here.
+    environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
     fabric = Fabric(
         accelerator=device,
         devices=devices,
         num_nodes=world_size() // devices if launched() else 1,
         strategy="ddp" if launched() else "auto",
         precision=config.precision,
+        plugins=environment,
     )
     fabric.launch()
     return fabric
