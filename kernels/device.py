@@ -1,10 +1,30 @@
 """What a launch has to know of the device and of PyTorch's settings for it."""
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 WARP_SIZE = 32 if torch.version.hip is None else 64
+
+
+def on_its_device(operator: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+    """The operator, run with its first tensor's GPU as the current one, to which Triton launches.
+
+    PyTorch does so for its own operators, but not for those of Python.
+    """
+
+    @wraps(operator)
+    def on_device(first: Tensor, /, *arguments: P.args, **options: P.kwargs) -> R:
+        with torch.cuda.device_of(first):
+            return operator(first, *arguments, **options)
+
+    return on_device
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .kernels.device import on_its_device
 from .kernels.support import why_not_matching
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -85,6 +86,7 @@ torch.library.define("slotattn_fast::match", "(Tensor cost) -> Tensor")
 
 
 @torch.library.impl("slotattn_fast::match", "CompositeExplicitAutograd")
+@on_its_device
 def _columns(cost: Tensor) -> Tensor:
     """The column of every row, int64 [B, R], for R <= C."""
     if cost.device.type == "cpu":

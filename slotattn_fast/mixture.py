@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .functional import BACKENDS, Backend, choose
+from .kernels.device import on_its_device
 from .kernels.support import why_not_mixture
 from .operators import composite_is_due, gradients_of
 
@@ -128,6 +129,7 @@ def _register(backend: str) -> None:
     torch.library.define(f"{name}_backward", "(Tensor d_loss, Tensor maps, Tensor images) -> Tensor")
 
     @torch.library.impl(name, "CompositeExplicitAutograd")
+    @on_its_device
     def loss(maps: Tensor, images: Tensor) -> Tensor:
         with torch.no_grad():
             return forward(maps, images) if backend == "torch" else _kernels().mixture_loss(maps, images)
@@ -137,6 +139,7 @@ def _register(backend: str) -> None:
         return maps.new_empty((), dtype=_computed_in(maps))
 
     @torch.library.impl(f"{name}_backward", "CompositeExplicitAutograd")
+    @on_its_device
     def d_maps(d_loss: Tensor, maps: Tensor, images: Tensor) -> Tensor:
         by = backward if backend == "torch" else _kernels().mixture_loss_backward
         with torch.no_grad():

@@ -19,6 +19,7 @@ from torch.nn import Parameter
 
 from . import slot_update
 from .kernels.arguments import Projections, Settings, Weights
+from .kernels.device import on_its_device
 from .kernels.launch import update_serves
 from .torch_backend import attention_maps, composite
 
@@ -98,6 +99,7 @@ def _register(backend: str, kept: tuple[str, ...]) -> type[Function]:
     )
     num_saved = 4 + 1 + len(kept)  # inputs, slots, both masks, states and what else is kept
 
+    @on_its_device
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         with torch.no_grad():
             return _module(backend).forward(*arguments[:4], *_weights_and_settings(arguments[4:]))
@@ -106,6 +108,7 @@ def _register(backend: str, kept: tuple[str, ...]) -> type[Function]:
     def forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
         return _module(backend).forward_outputs(*arguments[:2], *_weights_and_settings(arguments[4:]))
 
+    @on_its_device
     def backward(d_states: Tensor, *arguments: Any) -> list[Tensor]:
         inputs, saved, (w, s) = arguments[0], arguments[:num_saved], _weights_and_settings(arguments[num_saved:-1])
         # A backward pass may be run under autocast, which must not reach the arithmetic here.
@@ -212,6 +215,7 @@ torch.library.define("slotattn_fast::triton_map", f"({_TENSORS}Tensor sums, {_AR
 
 
 @torch.library.impl("slotattn_fast::triton_map", "CompositeExplicitAutograd")
+@on_its_device
 def _map(*arguments: Any) -> Tensor:
     *tensors, sums = arguments[:5]
     with torch.no_grad():
@@ -256,6 +260,7 @@ torch.library.define(
 )
 
 
+@on_its_device
 def _absorb(*arguments: Any) -> tuple[Tensor, ...]:
     return import_module(".kernels.slot_ops", __package__).absorb(Projections(*arguments[:-2]), *arguments[-2:])
 
@@ -267,6 +272,7 @@ def _absorb_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return p.to_q.new_empty(D, E), p.to_q.new_empty(E), p.to_q.new_empty(E, V)
 
 
+@on_its_device
 def _absorb_backward(*arguments: Any) -> list[Tensor]:
     p = Projections(*arguments[3:-2])
     grads = import_module(".kernels.slot_ops", __package__).absorb_backward(*arguments[:3], p, *arguments[-2:])

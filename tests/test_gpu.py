@@ -50,6 +50,19 @@ def test_graph_replays_what_eager_computes(dtype: torch.dtype, backward: bool) -
     assert all(torch.equal(x, y) for x, y in zip(replay(), call(), strict=True))
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_tensors_of_another_gpu_than_the_current_one() -> None:
+    def results_on(device: str) -> list[Tensor]:
+        module, tensors = made().to(device), {name: x.to(device) for name, x in given().items()}
+        slots = module(**tensors)
+        return [slots.detach(), *torch.autograd.grad(slots.square().sum(), [module.gru.weight_hh, module.to_k.weight])]
+
+    on_first, on_second = results_on("cuda:0"), results_on("cuda:1")
+    assert torch.cuda.current_device() == 0
+    for x, want in zip(on_second, on_first, strict=True):
+        assert torch.equal(x.to("cuda:0"), want)
+
+
 def test_graph_draws_new_slots_at_every_replay() -> None:
     module, inputs = made(), given()["inputs"]
 

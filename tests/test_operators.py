@@ -1,15 +1,18 @@
 """Calls with and without PyTorch's dispatch of the operators give the same, and only those that may do without it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from compare import normal, perturb, results
+from compare import DEVICE, normal, perturb, results
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slotattn_fast import SlotAttention, operators
+from slotattn_fast import SlotAttention, matching, operators
+from slotattn_fast.mixture import reconstruction_loss
 
 backends = pytest.mark.parametrize("backend", ["torch", "triton"])
 
@@ -27,6 +30,46 @@ def test_the_same_numbers(iters: int, backend: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(operators, "_direct", lambda *tensors: False)
     for name, found in called(backend, iters=iters).items():
         assert torch.equal(found, direct[name]), name
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "dispatched"])
+def test_a_launch_has_the_device_of_its_tensors_as_the_current_one(
+    direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PyTorch's own operators have it; Triton launches to the current device, wherever the tensors are."""
+    jit, interpreter = (pytest.importorskip(f"triton.runtime.{name}") for name in ("jit", "interpreter"))
+    entered: list[torch.device] = []
+    launched: dict[str, set[bool]] = {}
+
+    @contextmanager
+    def device_of(x: Tensor) -> Iterator[None]:
+        entered.append(x.device)
+        yield
+        entered.pop()
+
+    def seen(name: str, function: Any) -> Any:
+        def run(*arguments: Any, **options: Any) -> Any:
+            kernel = name or arguments[0].fn.__name__
+            launched.setdefault(kernel, set()).add(bool(entered))
+            return function(*arguments, **options)
+
+        return run
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    kind = interpreter.InterpretedFunction if DEVICE == "cpu" else jit.JITFunction
+    monkeypatch.setattr(kind, "run", seen("", kind.run))
+    monkeypatch.setattr(matching, "_by_scipy", seen("match_kernel", matching._by_scipy))  # on a CPU
+    if not direct:
+        monkeypatch.setattr(operators, "_direct", lambda *tensors: False)
+    called("triton", return_attn=True)
+    maps = normal(2, 5, 4, 6, 6).float().requires_grad_()
+    reconstruction_loss(maps, normal(2, 3, 6, 6).float(), "triton").backward()
+    matching.match(normal(2, 3, 4))
+    kernels = ["match_kernel", "attend_map_kernel"]
+    for both in ("absorb_{}", "query_{}", "attend_{}", "update_{}", "mixture_loss_{}"):
+        kernels += [f"{both.format(direction)}_kernel" for direction in ("fwd", "bwd")]
+    assert launched == {name: {True} for name in [*kernels, "weights_bwd_kernel"]}
+    assert not entered
 
 
 @backends
