@@ -107,7 +107,8 @@ def _eval(command: Eval) -> None:
             results[str(run)] = result
         predicted = {name: result for name, result in results.items() if "ap" in result}
         for name, result in predicted.items():
-            print("\n".join(ap_by_objects_lines(name, result)))
+            if result["ap_by_objects"]:
+                print("\n".join(ap_by_objects_lines(name, result)))
         if predicted:
             print("\n".join(ap_table_lines(predicted)))
         if other := sorted({name for config in configs for name in differences(configs[0], config, but=("seed",))}):

@@ -60,9 +60,12 @@ def test_iterations_and_slots_of_an_evaluation(run: Path, capsys: pytest.Capture
 def test_other_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data"
     assert cli.main(["data", "generate", "tetrominoes", "--out", str(data), "--train", "1", "--eval", "3"]) == 0
-    assert cli.main(["eval", str(run), "--data", str(data)]) == 0
-    result = _evaluation(run, "eval-data-data.json")
-    assert (result["scenes"], result["data"]) == (3, str(data))
+    shutil.copytree(data, tmp_path / "elsewhere" / "data")
+    for folder in (data, tmp_path / "elsewhere" / "data"):
+        assert cli.main(["eval", str(run), "--data", str(folder)]) == 0
+    results = [json.loads(path.read_text()) for path in run.glob("eval-data-data-*.json")]
+    assert sorted(result["data"] for result in results) == [str(data), str(tmp_path / "elsewhere" / "data")]
+    assert [result["scenes"] for result in results] == [3, 3]
     capsys.readouterr()
     assert cli.main(["eval", str(run), "--data", "multi-dsprites-binarized"]) == 1
     assert "are 64x64 with 1 channel, but the model of preset quick takes 35x35 with 3 channels" in _line(capsys)

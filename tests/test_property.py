@@ -9,22 +9,26 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
+import tfrecord_writer
 import torch
 from child import in_child
 from lightning_fabric import Fabric
 from PIL import Image
+from test_prepare import draw_objects, write
 from torch import Tensor
 
 from slotattn_fast import cli
 from slotattn_fast.data.errors import DataError
-from slotattn_fast.data.prepare import generate
+from slotattn_fast.data.prepare import generate, prepare
 from slotattn_fast.data.properties import NAMES, targets_of
 from slotattn_fast.data.synthetic.clevr import sample_clevr
 from slotattn_fast.metrics.ari import fg_ari
 from slotattn_fast.models.property import PropertyPrediction, Steps, set_loss
 from slotattn_fast.models.property_config import PropertyConfig
+from slotattn_fast.paper.evaluations import read_evaluation
 from slotattn_fast.train import property as property_task
 from slotattn_fast.train.config import PRESETS, TrainConfig
 from slotattn_fast.train.errors import RunError
@@ -139,6 +143,36 @@ def test_prepared_data_is_measured_whole_and_without_labels(tmp_path: Path, monk
     result = task.measure(PropertyPrediction(model))
     assert (result["scenes"], result["attention_ari"]) == (9, None)
     task.draw(PropertyPrediction(model), tmp_path / "slots.png")
+
+
+def test_published_clevr_with_masks_has_no_coordinates_but_tells_what_is_attended_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As section 4.2 measures the attention; written as it is published, with the background before the objects."""
+    monkeypatch.setattr(tfrecord_writer, "crc32c", google_crc32c.value)
+    source, folder = tmp_path / "published.tfrecords", tmp_path / "clevr-with-masks"
+    write(source, "clevr_with_masks_train", [draw_objects("clevr_with_masks_train", seed, 4) for seed in range(3)])
+    prepare("clevr-with-masks", source, folder, train=1, held_out=2)
+    model = replace(MODEL, image_size=128, encoder_strides=(2, 2, 2, 2))
+    run = tmp_path / "run"
+    create(config(model, data="clevr", steps=1, batch_size=1, device="cpu"), run)
+    train(run, configuration(run))
+    capsys.readouterr()
+    assert cli.main(["eval", str(run), "--data", str(folder)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    (result,) = (json.loads(path.read_text()) for path in run.glob("eval-data-*.json"))
+    assert 0 <= result["attention_ari"] <= 1
+    assert (result["scenes"], result["objects"], result["ap_by_objects"]) == (2, None, {})
+    assert set(result["ap"].values()) == {None}
+    ari = f"attention ARI {100 * result['attention_ari']:.1f} %"
+    assert said[0] == f"{run}: no AP without properties on 2 held-out scenes, {ari}; 4 slots, 3 iterations"
+    assert read_evaluation(next(run.glob("eval-data-*.json")), "property") == result
+    # Neither is there anything to compare pictures with, nor anything to measure of a model without attention.
+    needed = r"clevr-with-masks: has no coords in its eval split, only .*labels.*; use data that has them, as clevr$"
+    with pytest.raises(DataError, match=needed):
+        show(run, Setting(data=str(folder)), out=tmp_path)
+    with pytest.raises(DataError, match=needed):
+        PropertyTask(config(model)).measure(PropertyPrediction(model), Setting(data=str(folder), iters=0))
 
 
 def test_other_slots_and_iterations_and_more_objects_than_in_training() -> None:

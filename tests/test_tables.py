@@ -91,6 +91,14 @@ def test_failed_seeds() -> None:
     ]
 
 
+def test_without_properties() -> None:
+    results = {name: _result(NONE, ari, ap_by_objects={}) for name, ari in (("a", 0.78), ("b", 0.74))}
+    assert evaluation_line("a", results["a"]) == (
+        "a: no AP without properties on 500 held-out scenes, attention ARI 78.0 %; 10 slots, 3 iterations"
+    )
+    assert seeds_lines(results) == ["2 runs: attention ARI 76.0 +- 2.8 % (mean and standard deviation)"]
+
+
 @pytest.mark.parametrize("lacking", [0, 1])
 def test_attention_ari_of_every_seed_or_none(lacking: int) -> None:
     results = {str(i): _result(ari=None if i == lacking else 0.78) for i in range(2)}

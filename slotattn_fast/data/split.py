@@ -140,10 +140,8 @@ def _prepared(path: Path, split: str, names: Sequence[str], max_objects: int | N
 
 
 def _without(data: str, split: str, key: str, names: Iterable[str]) -> str:
-    return (
-        f"{data}: has no {key} in its {split} split, only {', '.join(names)}; use data that has them, such as "
-        "clevr-with-masks"
-    )
+    such_as = "clevr-with-masks" if key == "labels" else "clevr"
+    return f"{data}: has no {key} in its {split} split, only {', '.join(names)}; use data that has them, as {such_as}"
 
 
 def _fits(tensors: dict[str, Tensor], device: torch.device) -> bool:

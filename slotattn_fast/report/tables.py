@@ -26,8 +26,9 @@ def evaluation_line(name: str, result: Result) -> str:
     used = f"{_count(result['num_slots'], 'slot')}{iters}"
     if "ap" in result:
         ap = ", ".join(f"{_percent(result['ap'][distance])} % ({distance})" for distance in DISTANCES)
+        ap = f"AP {ap}" if result["ap_by_objects"] else "no AP without properties"
         ari = "" if result["attention_ari"] is None else f", attention ARI {_percent(result['attention_ari'])} %"
-        return f"{name}: AP {ap} on {_count(result['scenes'], 'held-out scene')}{ari}; {used}"
+        return f"{name}: {ap} on {_count(result['scenes'], 'held-out scene')}{ari}; {used}"
     counted = result["scenes"] - result["left_out"]
     left_out = f" ({result['left_out']} without an object left out)" if result["left_out"] else ""
     return (
@@ -89,7 +90,8 @@ def _mean(results: Sequence[Result]) -> str:
         ap = [_over([result["ap"][distance] for result in results]) for distance in DISTANCES]
         parts = [f"{score} % ({distance})" for score, distance in zip(ap, DISTANCES, strict=True)]
         ari = _over([result["attention_ari"] for result in results])
-        scores = f"AP {', '.join(parts)}" + ("" if ari == "-" else f", attention ARI {ari} %")
+        said = [f"AP {', '.join(parts)}"] if results[0]["ap_by_objects"] else []
+        scores = ", ".join(said if ari == "-" else [*said, f"attention ARI {ari} %"])
     else:
         mean, deviation = mean_and_deviation([result["fg_ari"] for result in results])
         scores = f"FG-ARI {mean:.4f}" + ("" if deviation is None else f" +- {deviation:.4f}")

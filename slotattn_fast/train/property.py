@@ -88,32 +88,38 @@ class PropertyTask:
     def measure(self, model: PropertyPrediction, setting: Setting = DEFAULT) -> dict[str, Any]:
         """AP on the held-out scenes of a run's data, in float32 (paper section 4.2).
 
-        Returns ap, by distance; ap_by_objects, the same and the scenes by number of objects; attention_ari, the mean
-        FG-ARI of the last attention at the encoder's resolution, None without labels or attention; scenes, objects,
-        seconds, and what it was measured with: data, max_objects, num_slots, iters.
+        Returns ap, by distance, of None without properties; ap_by_objects, the same and the scenes by number of
+        objects, empty without properties; attention_ari, the mean FG-ARI of the last attention at the encoder's
+        resolution, None without labels or attention; scenes, objects (None without properties), seconds, and what it
+        was measured with: data, max_objects, num_slots, iters.
         """
         began = time.perf_counter()
         used = setting.of(self.config)
         predictions, targets, scores = [], [], []
         for scenes, vectors, attention in self._predicted(model, setting, None):
             predictions.append(vectors.cpu())
-            targets.append(_targets(scenes).cpu())
+            if "coords" in scenes:
+                targets.append(_targets(scenes).cpu())
             if attention is not None and "labels" in scenes:
                 labels = _nearest(scenes["labels"], attention.shape[-1])
                 scores.append(fg_ari(attention.argmax(1), labels).cpu())
-        predicted, true = properties_of(torch.cat(predictions)), properties_of(torch.cat(targets))
+        predicted = properties_of(torch.cat(predictions))
         score = torch.cat(scores) if scores else torch.full((1,), math.nan)
-        count = true.real.sum(1).astype(int)
-        by_count = {
-            str(number): {"scenes": int((count == number).sum()), **_by_distance(ap)}
-            for number, ap in ap_by_count(predicted, true).items()
-        }
+        ap, by_count, objects = np.full(len(THRESHOLDS), math.nan), {}, None
+        if targets:
+            true = properties_of(torch.cat(targets))
+            count = true.real.sum(1).astype(int)
+            ap, objects = average_precision(predicted, true), int(count.sum())
+            by_count = {
+                str(number): {"scenes": int((count == number).sum()), **_by_distance(of_them)}
+                for number, of_them in ap_by_count(predicted, true).items()
+            }
         return {
-            "ap": _by_distance(average_precision(predicted, true)),
+            "ap": _by_distance(ap),
             "ap_by_objects": by_count,
             "attention_ari": _number(score.nanmean().item()),
-            "scenes": len(count),
-            "objects": int(count.sum()),
+            "scenes": len(predicted.real),
+            "objects": objects,
             "seconds": round(time.perf_counter() - began, 3),
             "data": used.data,
             "max_objects": used.max_objects,
@@ -128,7 +134,7 @@ class PropertyTask:
 
     def draw(self, model: PropertyPrediction, path: Path, setting: Setting = DEFAULT) -> None:
         """Writes a PNG of the first held-out scenes of a run's data: attention, predicted and true properties."""
-        scenes, predicted, attention = next(self._predicted(model, setting, DRAWN_SCENES))
+        scenes, predicted, attention = next(self._predicted(model, setting, DRAWN_SCENES, need_properties=True))
         with atomic_write(path) as file:
             draw_properties(
                 file,
@@ -141,20 +147,27 @@ class PropertyTask:
 
     @torch.no_grad()
     def _predicted(
-        self, model: PropertyPrediction, setting: Setting, most: int | None
+        self, model: PropertyPrediction, setting: Setting, most: int | None, *, need_properties: bool = False
     ) -> Generator[tuple[dict[str, Tensor], Tensor, Tensor | None]]:
-        """Held-out scenes in batches, what the model predicts of them, and the attention that it does so by, if any."""
-        used = setting.of(self.config)
+        """Held-out scenes in batches, what the model predicts of them, and the attention that it does so by, if any.
+
+        The scenes have properties; where their data have none, as the published CLEVR with masks, labels will do for a
+        model that attends.
+        """
+        used, attends = setting.of(self.config), (iters_of(model.config, setting) or 0) > 0
         folder = prepared_folder(used.data)
         labels = ["labels"] if has_labels(used.data) else []
-        split = open_held_out(used, model.config, ["images", *NAMES, *labels])
-        if folder is not None:
-            check_properties(f"{folder}: eval", open_prepared(folder).splits["eval"])
+        arrays = None if folder is None else open_prepared(folder).splits["eval"]
+        without = arrays is not None and "coords" not in arrays and labels and attends and not need_properties
+        properties = () if without else NAMES
+        split = open_held_out(used, model.config, ["images", *properties, *labels])
+        if arrays is not None and properties:
+            check_properties(f"{folder}: eval", arrays)
         number = split.at_most(most or split.count or GENERATED_SCENES)
         slots: dict[str, Any] = {"num_slots": setting.num_slots, "iters": setting.iters}
         for scenes, generator in evaluation_batches(split, number, next(model.parameters()).device):
             images = to_model(scenes["images"], self.config.greyscale)
-            if (iters_of(model.config, setting) or 0) > 0:
+            if attends:
                 every = model.iterations(images, generator=generator, **slots)
                 predictions, attention = every.predictions[-1], every.attention[-1]
             else:

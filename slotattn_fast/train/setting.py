@@ -1,8 +1,10 @@
 """What an evaluation of a run may have otherwise than its training had. Imports neither torch nor the models."""
 
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
+from slotattn_fast.data.catalogue import GENERATED
 from slotattn_fast.models.slots_config import SlotsConfig
 from slotattn_fast.train.config import TrainConfig
 
@@ -31,8 +33,11 @@ class Setting:
         return "".join(words)
 
     def file(self) -> str:
-        """Of the evaluation."""
-        return f"eval{self.suffix()}.json"
+        """Of the evaluation; folders of one name and different places have different files."""
+        place = ""
+        if self.data is not None and self.data not in GENERATED:
+            place = f"-{sha256(str(Path(self.data).resolve()).encode()).hexdigest()[:6]}"
+        return f"eval{self.suffix()}{place}.json"
 
 
 DEFAULT = Setting()
