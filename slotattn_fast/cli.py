@@ -8,7 +8,7 @@ import io
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from slotattn_fast.cli_eval import Eval, Show, run_trained
 from slotattn_fast.cli_paper import Paper, run_paper
 from slotattn_fast.cli_train import Resume, Train, TrainDiscovery, TrainProperty
 from slotattn_fast.data.errors import DataError
-from slotattn_fast.train.config import Device
 from slotattn_fast.train.errors import RunError
 
 DESCRIPTION = "Slot Attention: train it, measure it, look at it. `slotattn --version` prints the version."
@@ -69,8 +68,9 @@ def _run(command: Command) -> int:
     match command:
         case Train():
             return _train_anew(command)
-        case Resume(run, device, devices, data):
-            return _train(run, device, devices, data)
+        case Resume():
+            given = asdict(command)
+            return _train(given.pop("run"), **given)
         case Eval() | Show():
             run_trained(command)
         case Paper():
@@ -105,7 +105,8 @@ def _train_anew(command: Train) -> int:
     return _train(run)
 
 
-def _train(run: Path, device: Device | None = None, devices: int | None = None, data: str | None = None) -> int:
+def _train(run: Path, **given: Any) -> int:
+    """Trains a run; `given` as `train.run.configuration` takes it."""
     from slotattn_fast.report.tables import evaluation_line
     from slotattn_fast.train.environment import is_out_of_memory, resolve_device
     from slotattn_fast.train.loop import Stopped
@@ -113,7 +114,7 @@ def _train(run: Path, device: Device | None = None, devices: int | None = None, 
     from slotattn_fast.train.run import configuration, train
 
     try:
-        config = configuration(run, device, devices, data)
+        config = configuration(run, **given)
     except ValueError as error:
         raise UsageError(error) from error
     if is_first():

@@ -169,6 +169,9 @@ class TrainProperty(Train):
     """The model, its sizes and the ablations of the paper's Appendices B and C."""
 
 
+_ThisRuns = Annotated[bool | None, DisallowNone, arg(help_behavior_hint="(default: the run's)")]
+
+
 @dataclass(frozen=True)
 class Resume:
     """Go on with a run that was stopped, exactly as if it had not been."""
@@ -181,3 +184,7 @@ class Resume:
     """GPUs of this machine, or processes on its CPU, that share a step's batch."""
     data: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: the run's)")] = None
     """Where the prepared folder is now, if it was moved."""
+    compile: _ThisRuns = None
+    """Train through torch.compile."""
+    cuda_graph: _ThisRuns = None
+    """Replay a whole step as one CUDA graph, on one GPU."""

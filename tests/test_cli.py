@@ -1,5 +1,6 @@
 """The command line from end to end on a run of a few steps, and every failure as one line."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from PIL import Image
 
 import slotattn_fast
 from slotattn_fast import cli
+from slotattn_fast.cli_train import Resume
 from slotattn_fast.train import discovery, run_data, run_folder
 from slotattn_fast.train import run as run_module
 
@@ -333,8 +335,48 @@ def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert _train(tmp_path, "x", "--compile") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("slotattn: compile: torch.compile failed (")
-    assert error.endswith("); train anew without it")
+    assert error.endswith(f"); go on with `slotattn train resume {tmp_path / 'x'} --no-compile`")
     assert "no compiler" in error
+    assert cli.main(["train", "resume", str(tmp_path / "x"), "--no-compile"]) == 0
+
+
+@pytest.mark.usefixtures("few_scenes")
+def test_a_run_with_a_graph_goes_on_without_and_a_plain_one_not_with(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"cuda_graph": True, "device": "auto"}))
+    (run / "eval.json").unlink()
+    resume = ["train", "resume", str(run), "--device", "cpu"]
+    message = "cuda_graph: got True on a CPU, expected one CUDA device; leave out --cuda-graph, or resume with --no-cud"
+    assert cli.main(resume) == 2
+    assert message in _one_line(capsys)
+    assert cli.main([*resume, "--no-cuda-graph"]) == 0
+    (run / "config.json").write_text(json.dumps(settings))
+    (run / "eval.json").unlink()
+    capsys.readouterr()
+    assert cli.main([*resume, "--cuda-graph"]) == 2
+    assert message in _one_line(capsys)
+
+
+@pytest.mark.usefixtures("few_scenes")
+@pytest.mark.parametrize("compiled", [True, False])
+def test_other_processes_go_on_as_this_one_does(run: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    """Whatever config.json has."""
+    commands = []
+
+    def started(command: list[str], devices: int) -> contextlib.AbstractContextManager[None]:
+        commands.append(cli._parse(command))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(run_module, "other_processes", started)
+    monkeypatch.setattr(run_module, "fit", lambda *_: None)
+    (run / "eval.json").unlink()
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"compile": not compiled, "cuda_graph": True}))
+    given = ["--device", "cpu", "--no-cuda-graph", "--compile" if compiled else "--no-compile"]
+    assert cli.main(["train", "resume", str(run), *given]) == 0
+    assert commands == [Resume(run, "cpu", 1, compile=compiled, cuda_graph=False)]
 
 
 def test_a_signal_that_comes_too_late_for_the_loop(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,7 +39,7 @@ CONFIG = replace(
     lr=0.01,
     warmup_steps=2,
     log_every=2,
-    checkpoint_every=4,
+    checkpoint_every=2,
     device="cpu",
 )
 
@@ -77,18 +78,24 @@ def trained(folder: Path) -> None:
 def process(rank: int, folder: Path, port: int) -> None:
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(PROCESSES)}
     os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank), **SLURM)
+    if rank > 0:  # on another machine, which does not see what is new on a shared disk at once
+        checkpoint.paths = lambda folder: []
     trained(folder)
     torch.distributed.barrier()
     os._exit(0)  # as in test_distributed.py
 
 
-def test_two_processes_train_as_one_does_with_the_whole_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("begun", [False, True], ids=["anew", "begun-by-one"])
+def test_two_processes_train_as_one_does_with_the_whole_batch(tmp_path: Path, begun: bool) -> None:
     """By gloo. Every weight and every moment of Adam, and the losses in metrics.csv."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(process, (tmp_path / "two", port), PROCESSES)
     torch.multiprocessing.spawn(_alone, (tmp_path / "one",), 1)  # a process of its own, as the default dtype changes
+    if begun:
+        shutil.copytree(tmp_path / "one", tmp_path / "two")
+        (tmp_path / "two" / "checkpoints" / "step-00000004.pt").unlink()
+    torch.multiprocessing.spawn(process, (tmp_path / "two", port), PROCESSES)
     one, two = (checkpoint.load(tmp_path / name / "checkpoints" / "step-00000004.pt") for name in ("one", "two"))
     assert one.model.keys() == two.model.keys()
     for name, value in one.model.items():

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import NoReturn
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from slotattn_fast.train import checkpoint, log
+from slotattn_fast.train import checkpoint, log, loop
 from slotattn_fast.train.config import PRESETS, TrainConfig, from_json
 from slotattn_fast.train.errors import RunError
 from slotattn_fast.train.loop import TRAIN_NOISE, Stopped, fit, seed_of
@@ -91,6 +92,39 @@ def _fit(run: Path, task: Toy) -> nn.Module:
     with StopSignal() as stop:
         fit(Fabric(accelerator="cpu", devices=1), model, task, task.config, run, stop)
     return model
+
+
+def test_rows_are_on_the_disk_before_a_checkpoint_that_counts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics, on_disk, saved = tmp_path / "metrics.csv", [""], []
+    fsync, save = os.fsync, checkpoint.save
+
+    def synced(file: int) -> None:
+        fsync(file)
+        if metrics.exists() and os.path.samestat(os.fstat(file), metrics.stat()):
+            on_disk.append(metrics.read_text())
+
+    def save_after(folder: Path, kept: checkpoint.Checkpoint) -> Path:
+        saved.append(kept.step)
+        counted = [int(row.split(",")[0]) for row in on_disk[-1].splitlines()[1:]]
+        assert counted == list(range(2, kept.step - len(kept.losses) + 1, 2))
+        return save(folder, kept)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(checkpoint, "save", save_after)
+    _fit(tmp_path, Toy(CONFIG))
+    assert saved == [5, 10, 12]
+
+
+def test_a_compiler_that_fails_in_a_graphs_first_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> NoReturn:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fails))
+    monkeypatch.setattr(loop, "graphed_step", lambda fabric, loss_of, optimizer, batch: loss_of(batch))
+    with pytest.raises(RunError, match=r"compile: torch\.compile failed \(.*no compiler.*\); go on with"):
+        _fit(tmp_path, Toy(replace(CONFIG, compile=True, cuda_graph=True)))
 
 
 def _assert_same_weights(a: nn.Module, b: nn.Module) -> None:

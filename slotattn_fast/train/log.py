@@ -1,6 +1,7 @@
 """The numbers of a run: metrics.csv, TensorBoard, and what the progress bar says."""
 
 import csv
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -45,6 +46,10 @@ class Log:
         for name, value in zip(COLUMNS[1:], (loss, lr, speed), strict=True):
             self._tensorboard.add_scalar(name, value, step)
         return speed
+
+    def sync(self) -> None:
+        """Returns when the rows are on the disk."""
+        os.fsync(self._file.fileno())  # which has no buffer of its own beyond a line
 
     def picture(self, path: Path, step: int) -> None:
         """A PNG of the run folder, for TensorBoard."""

@@ -6,10 +6,12 @@ step's batch: each takes its part of the images and of the noise, and Distribute
 """
 
 import math
+import shlex
 import sys
 from collections.abc import Generator
 from contextlib import ExitStack, closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from signal import Signals
 from typing import Any, Protocol, cast
@@ -25,6 +27,7 @@ from slotattn_fast.train import checkpoint
 from slotattn_fast.train.config import TrainConfig
 from slotattn_fast.train.errors import RunError
 from slotattn_fast.train.log import Log
+from slotattn_fast.train.processes import by_the_first
 from slotattn_fast.train.run_folder import differences
 from slotattn_fast.train.schedule import learning_rate
 from slotattn_fast.train.signals import Agreement, StopSignal
@@ -80,7 +83,7 @@ def fit(fabric: Fabric, model: nn.Module, task: Task, config: TrainConfig, run: 
     """
     model.to(fabric.device)
     optimizer = make_adam(model, config.lr, capturable=config.cuda_graph)
-    start, losses_before = _restore(run / "checkpoints", model, optimizer, config, first=fabric.is_global_zero)
+    start, losses_before = _restore(run / "checkpoints", model, optimizer, config, fabric)
     plain = _Loss(model, task)
     loss_of, wrapped = fabric.setup(cast(nn.Module, torch.compile(plain)) if config.compile else plain, optimizer)
     step_once: Step | None = None if config.cuda_graph else eager_step(fabric, loss_of, wrapped)
@@ -97,15 +100,16 @@ def fit(fabric: Fabric, model: nn.Module, task: Task, config: TrainConfig, run: 
             _draw(task, model, config, run, start, log)
         for step in range(start, config.steps):
             batch = noise.add_to(next(batches), step)
-            if step_once is None:
-                step_once = graphed_step(fabric, loss_of, wrapped, batch)
             lr = learning_rate(step, config)
             set_learning_rate(optimizer, lr)
             try:
+                if step_once is None:
+                    step_once = graphed_step(fabric, loss_of, wrapped, batch)
                 losses.append(step_once(batch))
             except TorchDynamoException as error:
                 reason = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
-                raise RunError(f"compile: torch.compile failed ({reason}); train anew without it") from error
+                go_on = f"go on with `slotattn train resume {shlex.quote(str(run))} --no-compile`"
+                raise RunError(f"compile: torch.compile failed ({reason}); {go_on}") from error
 
             done = step + 1
             images_seen += config.batch_size
@@ -124,7 +128,8 @@ def fit(fabric: Fabric, model: nn.Module, task: Task, config: TrainConfig, run: 
                 losses, unwritten, images_seen = [], [], 0
             if save:
                 _require_finite(model, optimizer, done)
-                if fabric.is_global_zero:
+                if log is not None:
+                    log.sync()  # before a checkpoint that counts its rows as written
                     states = model.state_dict(), optimizer.state_dict()
                     checkpoint.save(
                         run / "checkpoints", checkpoint.Checkpoint(done, *states, asdict(config), unwritten)
@@ -175,14 +180,15 @@ def _progress_bar(start: int, steps: int, shown: bool) -> "tqdm[Any]":
 
 
 def _restore(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, first: bool
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, fabric: Fabric
 ) -> tuple[int, list[float]]:
-    """Loads the newest usable checkpoint, if there is one.
+    """Loads the newest usable checkpoint, if there is one: the one that the first process finds, in every process.
 
     Returns the number of steps it has done, and the losses of those that metrics.csv has no row of yet.
     """
-    newest, passed_over = checkpoint.load_newest(folder)
-    for line in passed_over if first else ():
+    # Another machine may see a shared disk's folder as it was some time ago.
+    newest, passed_over = by_the_first(fabric, partial(checkpoint.load_newest, folder))
+    for line in passed_over if fabric.is_global_zero else ():
         print(f"{line}: going back to the checkpoint before it", file=sys.stderr)
     if newest is None:
         return 0, []

@@ -65,7 +65,8 @@ def check_devices(config: TrainConfig) -> tuple[str, int]:
         raise ValueError(f"batch_size: got {config.batch_size}, expected a multiple of the {everywhere} processes")
     if config.cuda_graph and (device == "cpu" or everywhere > 1):
         which = f"{everywhere} processes" if everywhere > 1 else "a CPU"
-        raise ValueError(f"cuda_graph: got True on {which}, expected one CUDA device; leave it out")
+        remedy = "leave out --cuda-graph, or resume with --no-cuda-graph"
+        raise ValueError(f"cuda_graph: got True on {which}, expected one CUDA device; {remedy}")
     return device, devices
 
 

@@ -56,7 +56,12 @@ def _require_trainable(config: TrainConfig, device: str) -> None:
 
 
 def configuration(
-    run: Path, device: Device | None = None, devices: int | None = None, data: str | None = None
+    run: Path,
+    device: Device | None = None,
+    devices: int | None = None,
+    data: str | None = None,
+    compile: bool | None = None,
+    cuda_graph: bool | None = None,
 ) -> TrainConfig:
     """Of a run that can be trained. What is given takes the place of what it was made with.
 
@@ -71,6 +76,8 @@ def configuration(
         device=device or config.device,
         devices=config.devices if devices is None else devices,
         data=config.data if data is None else str(Path(data).resolve()),
+        compile=config.compile if compile is None else compile,
+        cuda_graph=config.cuda_graph if cuda_graph is None else cuda_graph,
     )
     if run_folder.is_complete(run):
         raise RunError(f"{run}: complete after {config.steps} steps; `slotattn eval {run}` measures it again")
@@ -95,6 +102,7 @@ def train(run: Path, config: TrainConfig) -> dict[str, Any] | None:
         raise RunError(f"{run / 'config.json'}: {error}") from error
     others = ["train", "resume", str(run), "--device", device, "--devices", str(devices)]
     others += [] if config.data_sha256 is None else ["--data", config.data]
+    others += ["--compile" if config.compile else "--no-compile", "--no-cuda-graph"]  # a graph is of one process
     with run_folder.in_use(run) if is_first() else nullcontext():
         run_folder.make_folders(run)
         # A signal is kept from before the others are started, so that none is left behind.
