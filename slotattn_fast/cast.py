@@ -11,16 +11,21 @@ from torch.autograd import forward_ad
 def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
     """`x.to(dtype)` of each; differentiable, twice.
 
-    Where a compiler, a transformation of torch.func or forward-mode differentiation looks on, it is just that: the
-    first fuses them itself, and the others know no rule for anything else.
+    Where a compiler looks on, which fuses them itself, or `transformed`, it is just that.
     """
     if all(x.dtype == dtype for x in tensors):
         return tensors
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return [x.to(dtype) for x in tensors]
-    if forward_ad._current_level >= 0 or len({(x.dtype, x.device) for x in tensors}) != 1:
+    if torch.compiler.is_compiling() or transformed() or len({(x.dtype, x.device) for x in tensors}) != 1:
         return [x.to(dtype) for x in tensors]
     return _Cast.apply(dtype, *tensors)
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation looks on, which know rules for PyTorch's own operators alone.
+
+    Of the others both would drop a derivative in silence. A compiler sees the answer to be the same.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class _Cast(torch.autograd.Function):

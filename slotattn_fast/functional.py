@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import operators, slot_update, torch_backend
+from .cast import transformed
 from .kernels import why_not
 from .kernels.arguments import Settings
 from .validation import NOT_ITERATED, autocast_enabled, check_settings, check_tensors
@@ -96,14 +97,16 @@ def slot_attention(
         w = slot_update.fold(iterated, slots, heads, scale, absorb)
         arguments = (mask, slot_mask, w, s)
         if by_autograd:
-            states = torch_backend.composite(inputs, slots, *arguments, softmax_over).to(slots.dtype)
+            states = torch_backend.composite(inputs, slots, *arguments, softmax_over)
         else:
             states, sums = operators.run(chosen.name, inputs, slots, *arguments)
-        last = states[-1] if iters else slots
-        result = states if return_all_slots else last
+        if return_all_slots or iters:
+            result = (states if return_all_slots else states[-1]).to(slots.dtype, copy=True)
+        else:
+            result = slots
         if not return_attn:
             return result
-        before = [slots, *states.unbind()]
+        before = [slots, *states.to(slots.dtype).unbind()]
         maps = []
         for t in range(0 if return_attn == "all" else iters - 1, iters):
             if by_autograd:
@@ -164,7 +167,7 @@ def choose(backend: str, device_type: str, why_not_triton: Callable[[], str | No
 
 
 def _needs_composite(softmax_over: str, aggregation: str) -> bool:
-    """Whether a call goes through PyTorch's own autograd: two ablations, and the transforms of torch.func."""
+    """Whether a call takes PyTorch's own operators and autograd: two ablations, and who knows no others."""
     if softmax_over == "inputs" or aggregation == "sum_norm":
         return True
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return transformed() or torch.jit.is_tracing()  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cast import transformed
 from .functional import BACKENDS, Backend, choose
 from .kernels.device import on_its_device
 from .kernels.support import why_not_mixture
@@ -38,7 +39,7 @@ def reconstruction_loss(maps: Tensor, images: Tensor, backend: str = "auto") -> 
     """
     _check(maps, images)
     chosen = explain_mixture_backend(maps, backend)
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if transformed():
         return composite(maps, images)
     return getattr(torch.ops.slotattn_fast, f"{chosen.name}_mixture")(maps, images)
 

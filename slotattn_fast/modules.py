@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .functional import BACKENDS, slot_attention
 from .reference import SlotAttention as Reference
-from .validation import LAYERS, check_inputs, check_slots
+from .validation import LAYERS, NORMS, check_inputs, check_layer, check_mlp, check_slots
 
 
 class SlotAttention(Reference):
@@ -16,7 +16,8 @@ class SlotAttention(Reference):
     A drop-in for the class of that name in the PyPI package ``slot-attention``: the same positional arguments,
     attributes, state_dict, initialisation and random draws. `SlotAttention.paper` makes the paper's module. Parameters,
     their initialisation and the initial slots are those of `slotattn_fast.reference.SlotAttention`. The layers (`to_q`,
-    `gru`, ...) hold the parameters and are not called, so forward hooks on them do not fire.
+    `gru`, ...) hold the parameters and are not called, so forward hooks on them do not fire. Parametrizations of
+    torch.nn.utils.parametrize do their work; a layer put in their place that computes something else is refused.
 
     Args:
         backend: "auto", "triton" or "torch"; see `explain_backend`.
@@ -101,7 +102,8 @@ class SlotAttention(Reference):
             slots [B, K, D], or [T, B, K, D] with return_all_slots; with return_attn a pair of them and the attention.
 
         Raises:
-            ValueError, TypeError, RuntimeError: as `slotattn_fast.slot_attention`.
+            ValueError, TypeError, RuntimeError: as `slotattn_fast.slot_attention`; TypeError also for a layer that was
+                replaced by one of another kind.
         """
         check_inputs(inputs, self.input_dim)
         if slots_init is None:
@@ -116,7 +118,7 @@ class SlotAttention(Reference):
             eps=self.eps,
             heads=self.heads or 1,
             scale=self.scale,
-            norm_eps=self.norm_eps,
+            norm_eps=self._norm_eps(),
             softmax_over=self.softmax_over,
             aggregation=self.aggregation,
             eps_in=self.eps_in,
@@ -135,11 +137,23 @@ class SlotAttention(Reference):
             module: Any = self
             for part in layer.split("."):
                 module = getattr(module, part, None)
+            if module is None or (layer in NORMS and type(module) is nn.Identity):
+                continue
+            check_layer(layer, module)
             for kind in kinds:
                 value = getattr(module, kind, None)
                 if value is not None:
                     params[f"{layer}.{kind}"] = value
+        check_mlp(getattr(self, "mlp", None))
         return params
+
+    def _norm_eps(self) -> float:
+        """As the LayerNorms have it, which are where it can be changed."""
+        norms = [getattr(self, name, None) for name in NORMS]
+        found = [norm.eps for norm in norms if isinstance(norm, nn.LayerNorm)]
+        if len(set(found)) > 1:
+            raise ValueError(f"the LayerNorms must have one eps, got {found}")
+        return found[0] if found else self.norm_eps
 
 
 class MultiHeadSlotAttention(SlotAttention):

@@ -36,6 +36,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """The slots after every iteration [T, B, K, D], and E [T, B, h, K, D_in + 1], which gets no gradient.
 
+    Both in the precision of the computation, and kept for the backward pass: what is handed on has to be a copy.
     Differentiable, a second time by `composite`.
     """
     if _direct(inputs, slots, w.query):
@@ -43,7 +44,7 @@ def run(
     else:
         forward = getattr(torch.ops.slotattn_fast, f"{backend}_forward")
     states, sums, *_ = forward(inputs, slots, mask, slot_mask, *w, *s)
-    return states.to(slots.dtype, copy=True), sums  # the operator's own slots are kept for the backward pass
+    return states, sums
 
 
 def attention_map(
@@ -131,7 +132,9 @@ def _register(backend: str, kept: tuple[str, ...]) -> type[Function]:
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)  # no zeros in the place of what has no gradient
 
-    def differentiate(ctx: Any, d_states: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx: Any, d_states: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if d_states is None:
+            return (None,) * len(ctx.needs_input_grad)
         every = ctx.saved_tensors  # once: under torch.utils.checkpoint, a second time would be an error
         saved, weights = every[:num_saved], every[num_saved:]
         tensors = (*saved[:2], *weights)
@@ -187,7 +190,10 @@ def gradients_of(
         tensors = tuple(None if x is None else x.view_as(x) for x in tensors)
         outputs = composite(*tensors)
     wanted = [x for x, need in zip(tensors, needs, strict=True) if need]
-    outputs, d_outputs = zip(*((x, d) for x, d in zip(outputs, d_outputs, strict=True) if x.requires_grad), strict=True)
+    pairs = [(x, d) for x, d in zip(outputs, d_outputs, strict=True) if x.requires_grad]
+    if not pairs:  # after no iteration at all
+        return [None] * len(needs)
+    outputs, d_outputs = zip(*pairs, strict=True)
     grads = iter(torch.autograd.grad(outputs, wanted, d_outputs, create_graph=create_graph, allow_unused=True))
     return [next(grads) if need else None for need in needs]
 

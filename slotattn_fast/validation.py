@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .reference import CHOICES
 
@@ -22,6 +22,8 @@ LAYERS: dict[str, dict[str, tuple[str, ...]]] = {
     "mlp.0": {"weight": ("hidden", "D"), "bias": ("hidden",)},
     "mlp.2": {"weight": ("D", "hidden"), "bias": ("D",)},
 }
+NORMS = tuple(layer for layer in LAYERS if layer.startswith("norm_"))
+TYPES = {layer: nn.LayerNorm if layer in NORMS else nn.GRUCell if layer == "gru" else nn.Linear for layer in LAYERS}
 SHAPES = {f"{layer}.{kind}": shape for layer, kinds in LAYERS.items() for kind, shape in kinds.items()}
 OPTIONAL = {"to_q.bias", "to_k.bias", "to_v.bias", "combine_heads.bias"}
 # Layers that are there together or not at all, each by the names of its parameters.
@@ -81,6 +83,40 @@ def check_slots(
         raise ValueError(f"{name} must have at least one slot and one feature, got shape {list(slots.shape)}")
 
 
+def check_layer(name: str, layer: nn.Module) -> None:
+    """Raise TypeError for a layer of a module that does other things with its parameters than Algorithm 1 does.
+
+    Layers are not called, so what replaced or changed one would be left out in silence.
+    """
+    expected = TYPES[name]
+    if type(layer).forward is not expected.forward or "forward" in layer.__dict__:
+        came = "with a forward of its own"
+    elif layer._forward_pre_hooks:
+        came = "with a forward pre-hook"
+    elif expected is nn.LayerNorm and layer.weight is None:
+        came = "without a weight"
+    else:
+        return
+    raise TypeError(f"{name} must be an nn.{expected.__name__}, got {type(layer).__name__} {came}; {_NOT_CALLED}")
+
+
+def check_mlp(mlp: nn.Module | None) -> None:
+    """Raise TypeError unless it is Linear, ReLU, Linear, or None."""
+    if mlp is None:
+        return
+    # What stands before and after the ReLU is checked as a layer.
+    sequential = isinstance(mlp, nn.Sequential) and type(mlp).forward is nn.Sequential.forward
+    if not (sequential and len(mlp) == 3 and isinstance(mlp[1], nn.ReLU)):
+        came = f"{type(mlp).__name__}({', '.join(type(layer).__name__ for layer in mlp.children())})"
+        raise TypeError(f"mlp must be nn.Sequential(Linear, ReLU, Linear), got {came}; {_NOT_CALLED}")
+
+
+_NOT_CALLED = (
+    "layers are not called here: change parameters by torch.nn.utils.parametrize, or take "
+    "slotattn_fast.reference.SlotAttention, which calls them"
+)
+
+
 def check_tensors(
     inputs: Tensor,
     slots: Tensor,
@@ -115,13 +151,19 @@ def autocast_enabled(x: Tensor) -> bool:
 
 def _check_dtypes(inputs: Tensor, others: Mapping[str, Tensor]) -> None:
     device, dtype, autocast = inputs.device, inputs.dtype, autocast_enabled(inputs)
+    half = dtype in (torch.bfloat16, torch.float16)
     for name, x in others.items():
         if x.device != device:
             raise ValueError(f"{name} must be on {device} as inputs is, got {x.device}")
-        if x.dtype != dtype and not (autocast and x.dtype in FLOATS):
+        if x.dtype != dtype and not (autocast and x.dtype in FLOATS) and not (half and _is_norm_in_float32(name, x)):
             raise TypeError(
                 f"{name} must be {dtype} as inputs is, got {x.dtype}; convert one of them or use torch.autocast"
             )
+
+
+def _is_norm_in_float32(name: str, x: Tensor) -> bool:
+    """As LayerNorms are often kept where all else is in a half type; PyTorch's take that too."""
+    return x.dtype == torch.float32 and name.startswith("norm_")
 
 
 def _check_params(params: Mapping[str, Tensor], D: int, D_in: int, heads: int) -> None:

@@ -3,6 +3,7 @@
 The Triton kernels are run by the interpreter and in float32.
 """
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from compare import Results, assert_same, normal, perturb, results
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -198,6 +200,40 @@ def test_forward_mode_derivatives() -> None:
     _, found = torch.func.jvp(lambda x: module(x, slots_init=tensors["slots_init"]), (tensors["inputs"],), (tangents,))
     _, want = torch.func.jvp(lambda x: plain(x, slots_init=tensors["slots_init"]), (tensors["inputs"],), (tangents,))
     torch.testing.assert_close(found, want)
+    with forward_ad.dual_level():
+        slots = module(forward_ad.make_dual(tensors["inputs"], tangents), slots_init=tensors["slots_init"])
+        torch.testing.assert_close(forward_ad.unpack_dual(slots).tangent, want)
+
+
+def test_transformations_inside_of_what_is_compiled() -> None:
+    """A derivative that the operator has no rule for is taken by PyTorch's own, or is an error, but is not 0."""
+    module, tensors = made({}), given(batch=3)
+
+    def loss(x: Tensor, slots: Tensor) -> Tensor:
+        return module(x[None], slots_init=slots[None]).square().sum()
+
+    def along(x: Tensor) -> Tensor:
+        return torch.func.jvp(lambda x: module(x, slots_init=tensors["slots_init"]), (x,), (x,))[1]
+
+    gradients = torch.func.vmap(torch.func.grad(loss))
+    torch.compiler.reset()
+    found = torch.compile(gradients, backend="eager")(*tensors.values())
+    torch.testing.assert_close(found, gradients(*tensors.values()))
+    with pytest.raises(RuntimeError, match="Dynamo failed to run FX node"):  # PyTorch's, of native_layer_norm
+        torch.compile(along, backend="eager")(tensors["inputs"])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_traced_module_needs_nothing_of_ours() -> None:
+    module, inputs = made({}), given()["inputs"]
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(module, (normal(2, 13, 12, seed=8),), check_trace=False), file)
+    assert "slotattn_fast::" not in str(torch.jit.load(io.BytesIO(file.getvalue())).graph)
+    found = []
+    for kind in (torch.jit.load(io.BytesIO(file.getvalue())), module):
+        torch.manual_seed(0)
+        found.append(kind(inputs))
+    torch.testing.assert_close(*found)
 
 
 def test_jacobian_vectorised() -> None:

@@ -8,6 +8,7 @@ import torch
 from compare import DEVICE, normal
 from slotattn_fast.kernels import support
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from slotattn_fast.mixture import composite, explain_mixture_backend, reconstruction_loss
 
@@ -114,6 +115,24 @@ def test_batched_gradients_and_transforms_of_torch_func(backend: str) -> None:
     torch.testing.assert_close(by_func, grad)
     each = torch.func.vmap(lambda x, y: reconstruction_loss(x[None], y[None], backend))(maps, images)
     torch.testing.assert_close(each.mean(), loss.detach())
+
+
+@backends
+def test_forward_mode_derivatives(backend: str) -> None:
+    """Compiled too; an operator would drop them in silence."""
+    maps, images = pair()
+    tangents = normal(*maps.shape, seed=8).float()
+    want = (torch.func.grad(lambda x: composite(x, images))(maps) * tangents).sum()
+
+    def along(x: Tensor, y: Tensor) -> Tensor:
+        return torch.func.jvp(lambda x: reconstruction_loss(x, images, backend), (x,), (y,))[1]
+
+    torch.compiler.reset()
+    for function in (along, torch.compile(along, backend="eager")):
+        torch.testing.assert_close(function(maps, tangents), want)
+    with forward_ad.dual_level():
+        loss = reconstruction_loss(forward_ad.make_dual(maps, tangents), images, backend)
+        torch.testing.assert_close(forward_ad.unpack_dual(loss).tangent, want)
 
 
 @backends

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -171,6 +172,102 @@ def test_own_layers_tied_layers_and_parametrizations() -> None:
         if kind is SlotAttention:
             expected = found
     torch.testing.assert_close(found, expected)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def _hooked(layer: nn.Module) -> None:
+    layer.register_forward_pre_hook(lambda layer, given: None)
+
+
+# What is done to the module; what the error says.
+OTHER_LAYERS: dict[str, tuple[Callable[[nn.Module], object], str]] = {
+    "adapter": (
+        lambda m: setattr(m, "to_q", Doubled(12, 64)),
+        "to_q must be an nn.Linear, got Doubled with a forward of its own; layers are not called here: change",
+    ),
+    "own-forward": (
+        lambda m: setattr(m.gru, "forward", lambda x, h: h),
+        "gru must be an nn.GRUCell, got GRUCell with a forward of its own",
+    ),
+    "pre-hook": (lambda m: _hooked(m.mlp[0]), r"mlp\.0 must be an nn.Linear, got Linear with a forward pre-hook"),
+    "no-affine": (
+        lambda m: setattr(m, "norm_slots", nn.LayerNorm(12, elementwise_affine=False)),
+        "norm_slots must be an nn.LayerNorm, got LayerNorm without a weight",
+    ),
+    "other-norm": (
+        lambda m: setattr(m, "norm_input", nn.RMSNorm(12)),
+        "norm_input must be an nn.LayerNorm, got RMSNorm with",
+    ),
+    "no-projection": (lambda m: setattr(m, "to_k", nn.Identity()), "to_k must be an nn.Linear, got Identity with"),
+    "activation": (
+        lambda m: m.mlp.__setitem__(1, nn.GELU()),
+        r"mlp must be nn\.Sequential\(Linear, ReLU, Linear\), got Sequential\(Linear, GELU, Linear\); layers are not",
+    ),
+    "longer": (
+        lambda m: m.mlp.append(nn.Dropout()),
+        r"got Sequential\(Linear, ReLU, Linear, Dropout\)",
+    ),
+    "no-mlp": (lambda m: setattr(m, "mlp", nn.Identity()), r"mlp must be nn\.Sequential.*, got Identity\(\)"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), OTHER_LAYERS.values(), ids=OTHER_LAYERS)
+def test_a_layer_that_computes_something_else_is_refused(change: Callable[[nn.Module], object], message: str) -> None:
+    """Not called as they are, it would be left out in silence."""
+    module = SlotAttention(5, 12)
+    change(module)
+    with pytest.raises(TypeError, match=message):
+        module(torch.randn(3, 31, 12))
+
+
+def test_the_layer_norms_epsilon_is_theirs() -> None:
+    """The peer's constructor has none; Identity leaves a LayerNorm out."""
+    inputs = torch.randn(3, 31, 12)
+    found = []
+    for kind in (SlotAttention, peer.SlotAttention):
+        torch.manual_seed(0)
+        module = kind(5, 12)
+        for norm in (module.norm_input, module.norm_slots):
+            norm.eps = 0.5
+        module.norm_pre_ff = nn.Identity()
+        torch.manual_seed(1)
+        found.append(module(inputs))
+    torch.testing.assert_close(*found)
+    module = SlotAttention(5, 12)
+    module.norm_input.eps = 0.1
+    with pytest.raises(ValueError, match=r"the LayerNorms must have one eps, got \[0\.1, 1e-05, 1e-05\]"):
+        module(inputs)
+
+
+def test_layer_norms_in_float32_beside_a_half_type() -> None:
+    found = []
+    for kind in (SlotAttention, peer.SlotAttention):
+        torch.manual_seed(0)
+        module = kind(5, 12).bfloat16()
+        for norm in (module.norm_input, module.norm_slots, module.norm_pre_ff):
+            norm.float()
+        found.append(results(module, normal(3, 31, 12).bfloat16()))
+    assert_same(*found, 0.05)
+    assert all(x.dtype == found[1][name].dtype for name, x in found[0].items())
+    module.to_q.float()
+    ours = SlotAttention(5, 12).bfloat16()
+    ours.to_q.float()
+    with pytest.raises(TypeError, match=r"to_q\.weight must be torch\.bfloat16 as inputs is, got torch\.float32"):
+        ours(torch.randn(3, 31, 12).bfloat16())
+
+
+@pytest.mark.parametrize("call", [{}, {"return_attn": True}, {"return_all_slots": True, "return_attn": "all"}])
+def test_slots_have_memory_of_their_own(call: dict[str, Any]) -> None:
+    """No more than they take, and may be changed in place without harm to the attention's gradient."""
+    module, inputs = SlotAttention(5, 12), torch.randn(3, 31, 12)
+    slots, *attn = outputs if isinstance(outputs := module(inputs, **call), tuple) else (outputs,)
+    assert slots.untyped_storage().nbytes() == slots.nbytes
+    slots.mul_(2)
+    sum(x.square().sum() for x in (slots, *attn)).backward()
 
 
 def test_no_gradients_in_inference_mode() -> None:

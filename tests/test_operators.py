@@ -95,6 +95,26 @@ def test_who_looks_on_sees_the_operator() -> None:
         assert not operators._direct(x)
 
 
+class NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, d_x: Tensor) -> None:
+        return None
+
+
+@backends
+def test_no_gradient_at_all(backend: str) -> None:
+    """As from a layer after it that hands none on, or after no iteration."""
+    module, inputs = SlotAttention(5, 12, backend=backend), normal(2, 13, 12).float().requires_grad_()
+    NoGradient.apply(module(inputs)).sum().backward()
+    assert inputs.grad is None
+    slots = module(inputs, iters=0, return_all_slots=True)
+    assert torch.autograd.grad(slots.sum(), inputs, create_graph=True, allow_unused=True) == (None,)
+
+
 @backends
 def test_what_has_no_gradient_gets_no_zeros(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     function, seen = operators._FUNCTIONS[backend], []
