@@ -105,8 +105,8 @@ def check_mlp(mlp: nn.Module | None) -> None:
     if mlp is None:
         return
     # What stands before and after the ReLU is checked as a layer.
-    sequential = isinstance(mlp, nn.Sequential) and type(mlp).forward is nn.Sequential.forward
-    if not (sequential and len(mlp) == 3 and isinstance(mlp[1], nn.ReLU)):
+    own = type(mlp).forward is not nn.Sequential.forward
+    if own or not isinstance(mlp, nn.Sequential) or len(mlp) != 3 or not isinstance(mlp[1], nn.ReLU):
         came = f"{type(mlp).__name__}({', '.join(type(layer).__name__ for layer in mlp.children())})"
         raise TypeError(f"mlp must be nn.Sequential(Linear, ReLU, Linear), got {came}; {_NOT_CALLED}")
 
