@@ -349,6 +349,7 @@ KNOWN = (
         "what changes in no iteration, mostly addresses, fills the registers beside the slots",
         triton="3.6.",
     ),
+    Known(r"set prediction/on chip/fp16/.*", "stack_bytes", "the units of float16 take registers beside the slots"),
     Known(r".*/matching/.*", "fp64", "meant to be: sums of costs are exact enough in float64 alone"),
     Known(r"slots (33|64)/backward, inputs/.*", "async16", NO_COPIES),
     Known(r"width 512/forward/fp32/gfx942", "shared_bytes", "blocks of 16 inputs, three under way", triton="3.6."),

@@ -4,7 +4,8 @@ Symbols and equations are those of README.md beside this file. Pixels lie along 
 its N side, which is what Hopper's tensor cores take for as few as 8 slots.
 
 Half-precision inputs go into the dots as they are, with LayerNorm applied to the results; float32 inputs are centred in
-registers first, as x . q - mu sum(q) would cancel in float32.
+registers first, as x . q - mu sum(q) would cancel in float32. What meets them in a dot is rounded to their type, in
+float16 in units of its largest (`unit`), as that type's range is narrow.
 """
 
 import triton
@@ -20,6 +21,7 @@ from .blocks import (
     softmax,
     softmax_backward,
     split_columns,
+    unit,
 )
 
 
@@ -32,7 +34,7 @@ def _queries(query_ptr, i_row, m_c, m_part, D_IN: tl.constexpr, BLOCK_D: tl.cons
     o_d = tl.arange(0, BLOCK_D)
     p_q = query_ptr + i_row * (D_IN + 1)
     b_q = tl.load(p_q[None, :] + o_d[:, None], mask=m_c[None, :] & (o_d[:, None] < D_IN), other=0.0)
-    b_rows = pair_columns(b_q, tl.zeros_like(b_q), DTYPE)
+    b_rows = round_to(pair_columns(b_q, tl.zeros_like(b_q)), DTYPE)
     b_c = tl.where(m_part, tl.load(p_q + D_IN, mask=m_c, other=0.0), -float("inf"))
     return b_rows, tl.sum(b_rows.to(tl.float32), 0), b_c
 
@@ -116,10 +118,12 @@ def attend_fwd_kernel(
             softmax(b_zq + b_c[None, :], BLOCK_H, BLOCK_K, slot_mask_ptr is not None) + b_offset[None, :]
         )  # a_nk + eps
         b_mass += tl.where(m_n[:, None], b_w, 0.0)
-        b_wr = round_to(b_w * b_rstd[:, None], DTYPE)  # w' = round((a_nk + eps) r_n)
+        b_wr = b_w * b_rstd[:, None]
+        b_unit = unit(b_wr, 0, DTYPE)
+        b_wr = round_to(b_wr * (1.0 / b_unit), DTYPE)  # w' = round((a_nk + eps) r_n)
         if NORM and not CENTRED:
-            b_drift += b_wr.to(tl.float32) * b_mean[:, None]
-        b_y += dot(tl.trans(b_x), b_wr, PRECISION)
+            b_drift += b_wr.to(tl.float32) * b_unit * b_mean[:, None]
+        b_y += dot(tl.trans(b_x), b_wr, PRECISION) * b_unit
 
     b_y -= tl.sum(b_drift, 0)[None, :]  # y_k = sum_n w'_nk x_n - sum_n w'_nk mu_n
     p_out = partials_ptr + ((i_p * B + i_b) * H * K + i_row) * (D_IN + 1)
@@ -134,21 +138,21 @@ def _operands(
     i_row,
     m_c,
     m_part,
-    b_unit,
     D_IN: tl.constexpr,
     BLOCK_D: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """q' and dy' in pairs of columns [BD, 2 C], their sums over D_in [2 C], c and dS [C]."""
+    """q' and dy' in pairs of columns [BD, 2 C], their sums over D_in [2 C], c and dS [C], the unit of dy' [1, C]."""
     o_d = tl.arange(0, BLOCK_D)
     m_rows = m_c[None, :] & (o_d[:, None] < D_IN)
     p_q, p_dy = query_ptr + i_row * (D_IN + 1), d_sums_ptr + i_row * (D_IN + 1)
     b_q = tl.load(p_q[None, :] + o_d[:, None], mask=m_rows, other=0.0)
     b_dy = tl.load(p_dy[None, :] + o_d[:, None], mask=m_rows, other=0.0)
-    b_rows = pair_columns(b_q, b_dy / b_unit, DTYPE)
+    b_unit = unit(b_dy, 0, DTYPE)  # a slot that gets little has a large dy
+    b_rows = round_to(pair_columns(b_q, b_dy * (1.0 / b_unit)), DTYPE)
     b_c = tl.where(m_part, tl.load(p_q + D_IN, mask=m_c, other=0.0), -float("inf"))
-    b_ds = tl.load(p_dy + D_IN, mask=m_c, other=0.0) / b_unit
-    return b_rows, tl.sum(b_rows.to(tl.float32), 0), b_c, b_ds
+    b_ds = tl.load(p_dy + D_IN, mask=m_c, other=0.0)
+    return b_rows, tl.sum(b_rows.to(tl.float32), 0), b_c, b_ds, b_unit
 
 
 @triton.jit(do_not_specialize=["blocks"])
@@ -196,22 +200,11 @@ def attend_bwd_kernel(
     i_row, m_c, m_part = columns(K, H, slot_mask_ptr, i_b, BLOCK_H, BLOCK_K)
     b_offset = tl.where(m_part, tl.cast(offset, tl.float32), 0.0)
 
-    # Gradients of any size are to fit into float16: they are counted in units of the largest.
-    b_unit = 1.0
-    if DTYPE == tl.float16:
-        b_unit = 0.0
-        for t in tl.static_range(T):
-            p_dy = d_sums_ptr + ((t * B + i_b) * H * K + i_row) * (D_IN + 1)
-            b_dy = tl.load(p_dy[None, :] + o_d[:, None], mask=m_c[None, :] & m_d, other=0.0)
-            b_ds = tl.load(p_dy + D_IN, mask=m_c, other=0.0)
-            b_unit = tl.maximum(b_unit, tl.maximum(tl.max(tl.abs(b_dy)), tl.max(tl.abs(b_ds))))
-        b_unit = tl.where(b_unit > 0.0, b_unit, 1.0)
-
     operands = ()
     for t in tl.static_range(T):
         i_image = (t * B + i_b) * H * K * (D_IN + 1)
         operands = operands + (
-            _operands(query_ptr + i_image, d_sums_ptr + i_image, i_row, m_c, m_part, b_unit, D_IN, BLOCK_D, DTYPE),
+            _operands(query_ptr + i_image, d_sums_ptr + i_image, i_row, m_c, m_part, D_IN, BLOCK_D, DTYPE),
         )
 
     i_first = i_p * blocks * BLOCK_N
@@ -240,21 +233,26 @@ def attend_bwd_kernel(
         b_g = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)  # dx^_n
         b_gx = tl.zeros([BLOCK_N, C], tl.float32)  # dx^_n . x^_n, by columns
         for t in tl.static_range(T):
-            b_rows, b_row_sums, b_c, b_ds = operands[t]
+            b_rows, b_row_sums, b_c, b_ds, b_dy_unit = operands[t]
             b_z = normalised_products(dot(b_x, b_rows, PRECISION), b_row_sums, b_mean, b_rstd, NORM, CENTRED)
             b_zq, b_zdy = split_columns(b_z)  # x^ . q~ and x^ . dy [BN, C] each
+            b_zdy *= b_dy_unit
             b_a = softmax(b_zq + b_c[None, :], BLOCK_H, BLOCK_K, slot_mask_ptr is not None)
             b_dl = softmax_backward(b_a, b_zdy + b_ds[None, :], BLOCK_H, BLOCK_K)  # da_nk = dy_k . x^_n + dS_k
             if t == 0:
                 b_dc += tl.where(m_n[:, None], b_dl, 0.0)
-                b_dlr = round_to(b_dl * b_rstd[:, None], DTYPE)
+                b_dlr = b_dl * b_rstd[:, None]
+                b_unit = unit(b_dlr, 0, DTYPE)
+                b_dlr = round_to(b_dlr * (1.0 / b_unit), DTYPE)
                 if NORM and not CENTRED:
-                    b_drift += b_dlr.to(tl.float32) * b_mean[:, None]
-                b_dq += dot(tl.trans(b_x), b_dlr, PRECISION)
+                    b_drift += b_dlr.to(tl.float32) * b_unit * b_mean[:, None]
+                b_dq += dot(tl.trans(b_x), b_dlr, PRECISION) * b_unit
             if d_x_ptr is not None:
                 b_w = b_a + b_offset[None, :]
                 # dx^_n = sum_k dl_nk q~_k + (a_nk + eps) dy_k
-                b_g += dot(pair_columns(b_dl, b_w, DTYPE), tl.trans(b_rows), PRECISION)
+                b_pairs = pair_columns(b_dl, b_w * b_dy_unit)
+                b_unit = unit(b_pairs, 1, DTYPE)
+                b_g += dot(round_to(b_pairs * (1.0 / b_unit), DTYPE), tl.trans(b_rows), PRECISION) * b_unit
                 b_gx += b_dl * b_zq + b_w * b_zdy
         if d_x_ptr is not None:
             if NORM:
@@ -268,15 +266,14 @@ def attend_bwd_kernel(
             else:
                 b_g *= b_rstd[:, None]
             p_out = p_dx + i_n * D_IN
-            b_g *= b_unit
             if ADD:
                 b_g += tl.load(p_out, mask=m_stored, other=0.0).to(tl.float32)
             tl.store(p_out, round_to(b_g, DTYPE), mask=m_stored)
 
     p_out = partials_ptr + ((i_p * B + i_b) * H * K + i_row) * (D_IN + 1)
     b_dq -= tl.sum(b_drift, 0)[None, :]
-    tl.store(p_out[None, :] + o_d[:, None], b_dq * b_unit, mask=m_c[None, :] & m_d)
-    tl.store(p_out + D_IN, tl.sum(b_dc, 0) * b_unit, mask=m_c)
+    tl.store(p_out[None, :] + o_d[:, None], b_dq, mask=m_c[None, :] & m_d)
+    tl.store(p_out + D_IN, tl.sum(b_dc, 0), mask=m_c)
 
 
 @triton.jit

@@ -22,6 +22,16 @@ def round_to(b, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def unit(b, AXIS: tl.constexpr, DTYPE: tl.constexpr):
+    """What b is counted in before it is rounded: in float16, whose range is narrow, the largest along AXIS; else 1."""
+    b_unit = 1.0
+    if DTYPE == tl.float16:
+        b_largest = tl.max(tl.abs(b), AXIS, keep_dims=True)
+        b_unit = tl.where(b_largest > 1e-30, b_largest, 1.0)
+    return b_unit
+
+
+@triton.jit
 def dot(b_left, b_right, PRECISION: tl.constexpr):
     if INTERPRETED:
         b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
@@ -80,10 +90,10 @@ def row_statistics(b_x, o_d, norm_eps, D_IN: tl.constexpr):
 
 
 @triton.jit
-def pair_columns(b_even, b_odd, DTYPE: tl.constexpr):
-    """[.., C] each to [.., 2 C]: column 2 c from the one and 2 c + 1 from the other; rounded to the dots' type."""
+def pair_columns(b_even, b_odd):
+    """[.., C] each to [.., 2 C]: column 2 c from the one and 2 c + 1 from the other."""
     b = tl.join(b_even, b_odd)
-    return round_to(tl.reshape(b, [b.shape[0], 2 * b.shape[1]]), DTYPE)
+    return tl.reshape(b, [b.shape[0], 2 * b.shape[1]])
 
 
 @triton.jit

@@ -10,7 +10,7 @@ that does not change in a loop in shared memory: loaded and copied there once, b
 import triton
 import triton.language as tl
 
-from .blocks import columns, dot, normalised_products, round_to, row_statistics, softmax
+from .blocks import columns, dot, normalised_products, round_to, row_statistics, softmax, unit
 from .update_steps import after_mlp, before_mlp, load, next_query, store
 
 
@@ -121,10 +121,12 @@ def on_chip_fwd_kernel(
             b_z = normalised_products(dot(image[i], b_q, PRECISION), b_q_sums, b_mean, b_rstd, NORM, False)
             b_w = softmax(b_z + b_c[None, :], 1, BR, slot_mask_ptr is not None) + b_offset[None, :]  # a_nk + eps
             b_mass += tl.where(m_n[:, None], b_w, 0.0)
-            b_wr = round_to(b_w * b_rstd[:, None], DTYPE)  # w' = round((a_nk + eps) r_n)
+            b_wr = b_w * b_rstd[:, None]
+            b_unit = unit(b_wr, 0, DTYPE)
+            b_wr = round_to(b_wr * (1.0 / b_unit), DTYPE)  # w' = round((a_nk + eps) r_n)
             if NORM:
-                b_drift += b_wr.to(tl.float32) * b_mean[:, None]
-            b_y += dot(tl.trans(image[i]), b_wr, PRECISION)
+                b_drift += b_wr.to(tl.float32) * b_unit * b_mean[:, None]
+            b_y += dot(tl.trans(image[i]), b_wr, PRECISION) * b_unit
         b_y -= tl.sum(b_drift, 0)[None, :]  # y_k = sum_n w'_nk x_n - sum_n w'_nk mu_n
         p_sums = sums + o_tr * E
         tl.store(p_sums[None, :] + o_i[:, None], b_y, mask=m_c[None, :] & m_i[:, None])
