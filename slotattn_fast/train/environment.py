@@ -46,7 +46,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def installed_version(package: str) -> str | None:
-    """Of a package, None if it is not installed."""
+    """Of a package, None if it is not installed; of PyTorch with its build, which not every wheel's metadata tells."""
+    if package == "torch":
+        return str(torch.__version__)
     try:
         return version(package)
     except PackageNotFoundError:
