@@ -336,7 +336,6 @@ class Known(NamedTuple):
 NO_COPIES = "Triton does not pipeline the load of the inputs"
 KNOWN = (
     Known(r".*/backward, inputs/.*", "stack_bytes", "all queries and the gradient fill the registers"),
-    Known(r"heads 4/.*, backward/.*", "stack_bytes", "a loop over the heads around those of the products"),
     Known(
         r"(discovery|fp64 scalars|width 128)/(update|update, backward.*|absorb, backward)/.*",
         "stack_bytes",
