@@ -23,11 +23,15 @@ def round_to(b, DTYPE: tl.constexpr):
 
 @triton.jit
 def unit(b, AXIS: tl.constexpr, DTYPE: tl.constexpr):
-    """What b is counted in before it is rounded: in float16, whose range is narrow, the largest along AXIS; else 1."""
+    """What b is counted in before it is rounded: in float16, whose range is narrow, the largest along AXIS; else 1.
+
+    Cut off to a power of two, so that rounding does not depend on it.
+    """
     b_unit = 1.0
     if DTYPE == tl.float16:
         b_largest = tl.max(tl.abs(b), AXIS, keep_dims=True)
-        b_unit = tl.where(b_largest > 1e-30, b_largest, 1.0)
+        b_power = (b_largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+        b_unit = tl.where(b_largest > 1e-30, b_power, 1.0)
     return b_unit
 
 
