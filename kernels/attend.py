@@ -16,6 +16,7 @@ from .blocks import (
     dot,
     normalised_products,
     pair_columns,
+    round_in_units,
     round_to,
     row_statistics,
     softmax,
@@ -118,9 +119,7 @@ def attend_fwd_kernel(
             softmax(b_zq + b_c[None, :], BLOCK_H, BLOCK_K, slot_mask_ptr is not None) + b_offset[None, :]
         )  # a_nk + eps
         b_mass += tl.where(m_n[:, None], b_w, 0.0)
-        b_wr = b_w * b_rstd[:, None]
-        b_unit = unit(b_wr, 0, DTYPE)
-        b_wr = round_to(b_wr * (1.0 / b_unit), DTYPE)  # w' = round((a_nk + eps) r_n)
+        b_wr, b_unit = round_in_units(b_w * b_rstd[:, None], 0, DTYPE)  # w' = round((a_nk + eps) r_n)
         if NORM and not CENTRED:
             b_drift += b_wr.to(tl.float32) * b_unit * b_mean[:, None]
         b_y += dot(tl.trans(b_x), b_wr, PRECISION) * b_unit
@@ -241,18 +240,15 @@ def attend_bwd_kernel(
             b_dl = softmax_backward(b_a, b_zdy + b_ds[None, :], BLOCK_H, BLOCK_K)  # da_nk = dy_k . x^_n + dS_k
             if t == 0:
                 b_dc += tl.where(m_n[:, None], b_dl, 0.0)
-                b_dlr = b_dl * b_rstd[:, None]
-                b_unit = unit(b_dlr, 0, DTYPE)
-                b_dlr = round_to(b_dlr * (1.0 / b_unit), DTYPE)
+                b_dlr, b_unit = round_in_units(b_dl * b_rstd[:, None], 0, DTYPE)
                 if NORM and not CENTRED:
                     b_drift += b_dlr.to(tl.float32) * b_unit * b_mean[:, None]
                 b_dq += dot(tl.trans(b_x), b_dlr, PRECISION) * b_unit
             if d_x_ptr is not None:
                 b_w = b_a + b_offset[None, :]
                 # dx^_n = sum_k dl_nk q~_k + (a_nk + eps) dy_k
-                b_pairs = pair_columns(b_dl, b_w * b_dy_unit)
-                b_unit = unit(b_pairs, 1, DTYPE)
-                b_g += dot(round_to(b_pairs * (1.0 / b_unit), DTYPE), tl.trans(b_rows), PRECISION) * b_unit
+                b_pairs, b_unit = round_in_units(pair_columns(b_dl, b_w * b_dy_unit), 1, DTYPE)
+                b_g += dot(b_pairs, tl.trans(b_rows), PRECISION) * b_unit
                 b_gx += b_dl * b_zq + b_w * b_zdy
         if d_x_ptr is not None:
             if NORM:

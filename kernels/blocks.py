@@ -36,6 +36,13 @@ def unit(b, AXIS: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def round_in_units(b, AXIS: tl.constexpr, DTYPE: tl.constexpr):
+    """b in its units and rounded, and the units."""
+    b_unit = unit(b, AXIS, DTYPE)
+    return round_to(b * (1.0 / b_unit), DTYPE), b_unit
+
+
+@triton.jit
 def dot(b_left, b_right, PRECISION: tl.constexpr):
     if INTERPRETED:
         b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)

@@ -10,7 +10,7 @@ that does not change in a loop in shared memory: loaded and copied there once, b
 import triton
 import triton.language as tl
 
-from .blocks import columns, dot, normalised_products, round_to, row_statistics, softmax, unit
+from .blocks import columns, dot, normalised_products, round_in_units, round_to, row_statistics, softmax
 from .update_steps import after_mlp, before_mlp, load, next_query, store
 
 
@@ -121,9 +121,7 @@ def on_chip_fwd_kernel(
             b_z = normalised_products(dot(image[i], b_q, PRECISION), b_q_sums, b_mean, b_rstd, NORM, False)
             b_w = softmax(b_z + b_c[None, :], 1, BR, slot_mask_ptr is not None) + b_offset[None, :]  # a_nk + eps
             b_mass += tl.where(m_n[:, None], b_w, 0.0)
-            b_wr = b_w * b_rstd[:, None]
-            b_unit = unit(b_wr, 0, DTYPE)
-            b_wr = round_to(b_wr * (1.0 / b_unit), DTYPE)  # w' = round((a_nk + eps) r_n)
+            b_wr, b_unit = round_in_units(b_w * b_rstd[:, None], 0, DTYPE)  # w' = round((a_nk + eps) r_n)
             if NORM:
                 b_drift += b_wr.to(tl.float32) * b_unit * b_mean[:, None]
             b_y += dot(tl.trans(image[i]), b_wr, PRECISION) * b_unit

@@ -163,7 +163,7 @@ def _check_dtypes(inputs: Tensor, others: Mapping[str, Tensor]) -> None:
 
 def _is_norm_in_float32(name: str, x: Tensor) -> bool:
     """As LayerNorms are often kept where all else is in a half type; PyTorch's take that too."""
-    return x.dtype == torch.float32 and name.startswith("norm_")
+    return x.dtype == torch.float32 and name.rpartition(".")[0] in NORMS
 
 
 def _check_params(params: Mapping[str, Tensor], D: int, D_in: int, heads: int) -> None:

@@ -71,14 +71,15 @@ def configuration(
     config = run_folder.read_config(run)
     if data is not None and config.data_sha256 is None:
         raise ValueError(f"data: got {data!r}, expected nothing: the run draws {config.data} while it trains")
-    config = replace(
-        config,
-        device=device or config.device,
-        devices=config.devices if devices is None else devices,
-        data=config.data if data is None else str(Path(data).resolve()),
-        compile=config.compile if compile is None else compile,
-        cuda_graph=config.cuda_graph if cuda_graph is None else cuda_graph,
-    )
+    place = None if data is None else str(Path(data).resolve())
+    given: dict[str, Any] = {
+        "device": device,
+        "devices": devices,
+        "data": place,
+        "compile": compile,
+        "cuda_graph": cuda_graph,
+    }
+    config = replace(config, **{name: value for name, value in given.items() if value is not None})
     if run_folder.is_complete(run):
         raise RunError(f"{run}: complete after {config.steps} steps; `slotattn eval {run}` measures it again")
     check_devices(config)
