@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,14 +87,18 @@ def sanitize(tool: str, toy: bool, seconds: float) -> Found:
     command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu_once"]
     # Each tensor in memory of its own, so that an access beyond it is one beyond what is allocated.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
-    except subprocess.TimeoutExpired:
-        return {UNFINISHED: f"{tool} took more than {seconds:.0f} s"}
-    output = done.stdout + done.stderr
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the program that it watches, which would go on
+            output, _ = process.communicate()
+            return {UNFINISHED: f"{tool} took more than {seconds:.0f} s. It came as far as: {output[-500:]}"}
     summary = [line for line in output.splitlines() if "SUMMARY" in line]
-    failed = {} if done.returncode == 0 else {tool: output[-6000:]}
-    return {"passed": int(done.returncode == 0), "failed": failed, "skipped": [], "summary": summary}
+    failed = {} if process.returncode == 0 else {tool: output[-6000:]}
+    return {"passed": int(process.returncode == 0), "failed": failed, "skipped": [], "summary": summary}
 
 
 def passed(record: Record) -> bool:

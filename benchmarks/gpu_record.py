@@ -17,11 +17,14 @@ import torch
 
 from slotattn_fast.atomic import write_text
 
+from .conditions import commit as checkout
+
 Found = dict[str, Any]  # plain data, for JSON
 Part = Callable[[float], Found]  # of the seconds that are left
 Record = dict[str, dict[str, Any]]  # by the part's name
 UNFINISHED = "unfinished"  # the key of a part's result that says why it is to be run again
 UNKNOWN = "unknown"  # what a command that is missing or fails would have told
+BEFORE = "before"  # the key of the entry that an unfinished one stands before
 FRESH = ("date", "command")  # conditions in which a result that is kept may differ
 
 
@@ -33,7 +36,7 @@ def conditions(toy: bool, commit: str | None) -> dict[str, str]:
         "torch": torch.__version__,
         "triton": metadata.version("triton"),
         "python": platform.python_version(),
-        "commit": commit or _output("git", "describe", "--always", "--dirty"),
+        "commit": commit or checkout(),
         "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
         "date": date.today().isoformat(),
     }
@@ -50,6 +53,11 @@ def _output(*command: str) -> str:
         return UNKNOWN
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.split("\n")[0].strip() or UNKNOWN
+
+
+def why_unfinished(found: Found) -> str:
+    """In a line: the last of a traceback."""
+    return str(found[UNFINISHED]).strip().splitlines()[-1]
 
 
 def load(path: Path) -> Record:
@@ -69,11 +77,18 @@ def is_done(entry: dict[str, Any] | None, here: Mapping[str, str]) -> bool:
     return all(entry["conditions"].get(name) == value for name, value in here.items() if name not in FRESH)
 
 
+def last_finished(entry: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The entry, or the one that it stands before; None without either."""
+    if entry is not None and UNFINISHED in entry["found"]:
+        return entry.get(BEFORE)
+    return entry
+
+
 def run_parts(path: Path, parts: Mapping[str, Part], here: Mapping[str, str], limit: float) -> list[str]:
     """Runs the parts that the record at `path` has not; returns the names of those that are still to be run.
 
     Within about `limit` seconds: none begins when there is less time left than the longest took. A part that raises is
-    recorded with its traceback, and does not keep the others from running.
+    recorded with its traceback, beside what an earlier run found, and does not keep the others from running.
     """
     start, longest, left = time.monotonic(), 0.0, []
     for name, part in parts.items():
@@ -92,7 +107,10 @@ def run_parts(path: Path, parts: Mapping[str, Part], here: Mapping[str, str], li
             found = {UNFINISHED: traceback.format_exc(limit=-4)}
         seconds = time.monotonic() - began
         longest = max(longest, seconds)
-        record[name] = {"found": found, "seconds": round(seconds, 1), "conditions": dict(here)}
+        entry = {"found": found, "seconds": round(seconds, 1), "conditions": dict(here)}
+        if UNFINISHED in found and (finished := last_finished(record.get(name))):
+            entry[BEFORE] = finished
+        record[name] = entry
         save(path, record)
         if UNFINISHED in found:
             left.append(name)

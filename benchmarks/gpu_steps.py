@@ -143,13 +143,16 @@ def compare(kind: type[Step], preset: str, toy: bool, seconds: float) -> Found:
             except Exception as failure:
                 row[NOT_MEASURED] = failed(failure)
                 del steps[row["contender"]]
-    times = milliseconds(steps, 1 if toy else ROUNDS)
+    failures: dict[str, str] = {}
+    times = milliseconds(steps, 1 if toy else ROUNDS, failures)
     for row in rows:
+        if row["contender"] in failures:
+            row[NOT_MEASURED] = failures[row["contender"]]
         if values := times.get(row["contender"]):
             row["ms"] = percentiles(values)
             if str(PLAIN) in times:
                 row["faster"] = statistics.median(map(truediv, times[str(PLAIN)], values))
-    by_part = {str(c): part_times(steps[str(c)]) for c in IN_PARTS if str(c) in steps}
+    by_part = {str(c): part_times(steps[str(c)]) for c in IN_PARTS if str(c) in times}
     return {"rows": rows, "batch": batch, "steps": config.steps, "parts": by_part, **ceilings()}
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .gpu_record import UNFINISHED, Found, Record, described
+from .gpu_record import Found, Record, described, why_unfinished
 from .gpu_table import Target, median, targets, times_faster
 from .reasons import NOT_MEASURED, cell
 
@@ -48,7 +48,7 @@ def part(name: str, entry: dict[str, Any]) -> str:
     found = entry["found"]
     head = f"### {name}\n\n{described(entry['conditions'])}"
     if "rows" not in found:
-        return f"{head}\n\n{NOT_MEASURED}: {found[UNFINISHED].strip().splitlines()[-1]}"
+        return f"{head}\n\n{NOT_MEASURED}: {why_unfinished(found)}"
     tables = [layers_table(found)] if name == CONVOLUTIONS else [contenders_table(found), parts_table(found)]
     return "\n\n".join([head, *tables])
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from .gpu_record import UNFINISHED, Found, Record, described
+from .gpu_record import Found, Record, described, why_unfinished
 from .reasons import NOT_MEASURED, cell
 
 DISCOVERY, SETS, SINGLE = (64, 16384, 7), (512, 1024, 10), (1, 16384, 7)  # B, N, K
@@ -89,14 +89,15 @@ def report(record: Record) -> str:
 
 
 def targets(record: Record, wanted: Sequence[Target], heading: str) -> str:
-    lines = [f"| {heading} | | target | reached, by medians | |", "|---|---|---|---|---|"]
+    lines = [f"| {heading} | | target | reached, by medians | | commit |", "|---|---|---|---|---|---|"]
     for target in wanted:
         entry = record.get(target.part)
         value = target.reached(entry["found"]) if entry and "rows" in entry["found"] else None
         shown = NOT_MEASURED if value is None else f"{value:.3g}"
         verdict = "" if value is None else "met" if target.is_met(value) else "**missed**"
         bound = f"{'at most' if target.at_most else 'at least'} {target.bound:g}"
-        lines.append(f"| {target.part} | {target.what} | {bound} | {shown} | {verdict} |")
+        commit = entry["conditions"]["commit"] if entry and value is not None else ""
+        lines.append(f"| {target.part} | {target.what} | {bound} | {shown} | {verdict} | {commit} |")
     return "\n".join(lines)
 
 
@@ -108,7 +109,7 @@ def part(name: str, entry: dict[str, Any]) -> str:
         copy, product = found["copy_bytes_per_s"] / 1e12, found["bf16_flop_per_s"] / 1e12
         head += f"; copy {copy:.2f} TB/s, bf16 product {product:.0f} TFLOP/s"
     if "rows" not in found:
-        return f"{head}\n\n{NOT_MEASURED}: {found[UNFINISHED].strip().splitlines()[-1]}"
+        return f"{head}\n\n{NOT_MEASURED}: {why_unfinished(found)}"
     table = profile_table(found) if name == PROFILE else contenders_table(found)
     return f"{head}\n\n{table}"
 

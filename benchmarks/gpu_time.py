@@ -40,9 +40,9 @@ def parts(toy: bool) -> dict[str, Part]:
     """The profile, and a part for each pass, dtype and shape, the most important first."""
     sizes = TOY_SIZES if toy else gpu_table.SIZES
     found: dict[str, Part] = {gpu_table.PROFILE: partial(profile, sizes[0])}
-    for autotuned in (False, True):
-        for dtype in DTYPES:
-            for which in PASSES:
+    for dtype in DTYPES:
+        for which in reversed(PASSES):  # all targets are of forward+backward in bfloat16
+            for autotuned in (False, True):
                 for size in sizes:
                     name = gpu_table.part_name(size, dtype, which, autotuned)
                     found[name] = partial(compare, size, dtype, which, autotuned, toy)
@@ -54,13 +54,15 @@ def compare(size: tuple[int, int, int], dtype: str, which: str, autotuned: bool,
     B, N, K = size
     given = problem(Shape(B, N, DIM, K, DIM, ITERS, DTYPES[dtype]), which)
     calls, rows = agreeing(given, makers(given, autotuned, toy))
+    failures: dict[str, str] = {}
+    times = milliseconds(calls, 1 if toy else ROUNDS, failures)
     for row in rows:
-        # What is in a graph has memory of the graph's own.
-        if row["contender"] in calls:
-            in_graph = row["contender"] in (GRAPH, OURS_COMPILED, AUTOTUNED)
-            row["peak_bytes"] = None if in_graph else peak_bytes(calls[row["contender"]])
-    times = milliseconds(calls, 1 if toy else ROUNDS)
-    for row in rows:
+        name = row["contender"]
+        if name in failures:
+            row[NOT_MEASURED] = failures[name]
+        elif name in calls:
+            # What is in a graph has memory of the graph's own.
+            row["peak_bytes"] = None if name in (GRAPH, OURS_COMPILED, AUTOTUNED) else peak_bytes(calls[name])
         if values := times.get(row["contender"]):
             row["ms"] = percentiles(values)
             if "ours" in times:

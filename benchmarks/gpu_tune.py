@@ -1,39 +1,43 @@
 """The stage `tune`: launch configurations of the passes over the inputs, measured; kernels/launch.py stays as it is.
-gpu_tune_slots.py does the same for the kernels over the slots.
+gpu_tune_slots.py does the same for the kernels over the slots, gpu_orders.py for the order of a call's launches.
 
 For each shape and each `which` of launch.py, every combination of BLOCK_N, warps, stages and programs a multiprocessor
-is held against the sums of the table's own configuration and timed, interleaved with it. bfloat16, D_in = 64, T = 3.
+is held against the sums of the table's own configuration and timed as a CUDA graph, interleaved with it. bfloat16,
+D_in = 64, T = 3. The compiler takes most of the time: what it has not come to in SECONDS is not tried.
 """
 
 import itertools
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import gpu_table, gpu_tune_slots
-from .gpu_record import Found, Part, Record, described
-from .measure import Call, milliseconds, on_gpu
-from .reasons import NOT_MEASURED, failed
+from . import gpu_orders, gpu_table, gpu_tune_slots
+from .gpu_record import UNFINISHED, Found, Part, Record, described, why_unfinished
+from .measure import Call, in_graph, milliseconds, on_gpu
+from .patched import patched
+from .reasons import NOT_MEASURED, cell, failed
 
 WIDTH, ITERS, ROUNDS = 64, 3, 15
 PASSES = ("first", "forward", "query", "inputs")
-BLOCKS, WARPS, STAGES, PROGRAMS = (32, 64, 128, 256), (4, 8), (2, 3, 4), (2, 4, 8)
+BLOCKS, WARPS, STAGES, PROGRAMS = (128, 64, 256, 32), (4, 8), (3, 2), (2, 3, 4, 8)
+SECONDS = 60.0  # of a part, compiling
 GAIN = 1.03  # less is noise
 TOY_SIZES, TOY_CANDIDATES = ((2, 70, 3),), 2
 Config = Any  # AttendConfig of kernels/launch.py, which is imported after the interpreter is switched on or off
 
 
 def parts(toy: bool) -> dict[str, Part]:
-    return {
+    """The quickest first."""
+    passes = {
         f"{' x '.join(map(str, size))} {which}": partial(tune, size, which, toy)
         for size in (TOY_SIZES if toy else gpu_table.SIZES)
         for which in PASSES
-    } | gpu_tune_slots.parts(toy)
+    }
+    return gpu_orders.parts(toy) | gpu_tune_slots.parts(toy) | passes
 
 
 def candidates(base: Config, B: int, N: int, multiprocessors: int) -> list[Config]:
@@ -61,22 +65,24 @@ def tune(size: tuple[int, int, int], which: str, toy: bool, seconds: float) -> F
     base = attend_config(B, N, WIDTH, K, 1, 2, multiprocessors, which)
     configs = candidates(base, B, N, multiprocessors)[: 1 + TOY_CANDIDATES if toy else None]
     call = problem(size, which, device)
-    with launched_as(base):
-        expected = [x.clone() for x in call()]
-    rows, calls = [], {}
+    expected = [x.clone() for x in configured(call, base)()]
+    rows, calls, until = [], {}, time.monotonic() + min(SECONDS, 0.6 * seconds)
     for number, config in enumerate(configs):
         row: dict[str, Any] = config._asdict()
         rows.append(row)
+        if time.monotonic() > until:
+            row[NOT_MEASURED] = "no time left"
+            continue
+        own = configured(call, config)
         try:
-            found = configured(call, config)()
+            found = own()
+            error = row["error"] = max(((x - y).norm() / y.norm()).item() for x, y in zip(found, expected, strict=True))
+            if error <= 1e-2:
+                calls[str(number)] = in_graph(own)
+            else:
+                row[NOT_MEASURED] = f"off by {error:.1e} of the norm"
         except Exception as failure:  # too much shared memory, too many registers
             row[NOT_MEASURED] = failed(failure)
-            continue
-        error = row["error"] = max(((x - y).norm() / y.norm()).item() for x, y in zip(found, expected, strict=True))
-        if error <= 1e-2:
-            calls[str(number)] = configured(call, config)
-        else:
-            row[NOT_MEASURED] = f"off by {error:.1e} of the norm"
     for number, values in milliseconds(calls, 1 if toy else ROUNDS).items():
         if values:
             rows[int(number)]["ms"] = statistics.median(values)
@@ -107,25 +113,11 @@ def problem(size: tuple[int, int, int], which: str, device: torch.device) -> Cal
     return inputs_pass
 
 
-@contextmanager
-def launched_as(config: Config) -> Iterator[None]:
+def configured(call: Call, config: Config) -> Call:
     """With this configuration in place of the table's."""
     from slotattn_fast.kernels import ops
 
-    table = ops.attend_config
-    ops.attend_config = lambda *sizes: config
-    try:
-        yield
-    finally:
-        ops.attend_config = table
-
-
-def configured(call: Call, config: Config) -> Call:
-    def run() -> Any:
-        with launched_as(config):
-            return call()
-
-    return run
+    return patched(call, ops, "attend_config", lambda *sizes: config)
 
 
 def passed(record: Record) -> bool:
@@ -141,13 +133,18 @@ def report(record: Record) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     of_slots = {name: entry for name, entry in record.items() if name.split()[-1] in gpu_tune_slots.KERNELS}
+    of_orders = {name: entry for name, entry in record.items() if name.startswith(gpu_orders.NAME)}
     for name, entry in record.items():
-        if name in of_slots:
+        if name in of_slots or name in of_orders:
             continue
-        rows = entry["found"].get("rows", [])
+        if UNFINISHED in entry["found"]:
+            lines.append(f"| {name} | | {NOT_MEASURED}: {cell(why_unfinished(entry['found']))} | | | | |")
+            continue
+        rows = entry["found"]["rows"]
         timed = [row for row in rows if "ms" in row]
-        if not timed or "ms" not in rows[0]:
-            lines.append(f"| {name} | {shown(rows[0]) if rows else ''} | not measured | | | | |")
+        if "ms" not in rows[0]:
+            why = cell(rows[0].get(NOT_MEASURED, "no GPU"))
+            lines.append(f"| {name} | {shown(rows[0])} | {NOT_MEASURED}: {why} | | | | |")
             continue
         best = min(timed, key=lambda row: row["ms"])
         gain = rows[0]["ms"] / best["ms"]
@@ -156,7 +153,8 @@ def report(record: Record) -> str:
             f"| {'yes' if gain >= GAIN else 'no'} |"
         )
     where = sorted({described(entry["conditions"]) for entry in record.values()})
-    return "\n".join([*lines, "", gpu_tune_slots.report(of_slots), "", *where, ""])
+    tables = [gpu_orders.report(of_orders), "\n".join(lines), gpu_tune_slots.report(of_slots), "\n".join(where)]
+    return "\n\n".join(tables) + "\n"
 
 
 def shown(row: dict[str, Any]) -> str:

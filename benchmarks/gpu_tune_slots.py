@@ -6,17 +6,17 @@ out, as the passes over the inputs do. The weights are of bfloat16 numbers; D = 
 """
 
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .gpu_record import Found, Part, Record
+from .gpu_record import UNFINISHED, Found, Part, Record, why_unfinished
 from .measure import Call, captured, milliseconds, on_gpu
-from .reasons import NOT_MEASURED, failed
+from .patched import patched
+from .reasons import NOT_MEASURED, cell, failed
 
 WIDTH, HIDDEN, CALLS, ROUNDS = 64, 128, 10, 15
 FIELDS = ("precision", "block_rows", "block_chunk", "num_warps", "num_stages", "fetch")  # of UpdateConfig
@@ -201,25 +201,11 @@ def problem(size: tuple[int, int, int], kernel: str, device: torch.device) -> Pr
     return Problem(call, exact[kernel], plain[kernel], (partials, d_partials, slots, new_slots))
 
 
-@contextmanager
-def launched_as(config: Config) -> Iterator[None]:
+def configured(call: Call, config: Config) -> Call:
     """With this configuration in place of the table's."""
     from slotattn_fast.kernels import slot_ops
 
-    table = slot_ops.update_config
-    slot_ops.update_config = lambda *sizes, **options: config
-    try:
-        yield
-    finally:
-        slot_ops.update_config = table
-
-
-def configured(call: Call, config: Config) -> Call:
-    def run() -> Any:
-        with launched_as(config):
-            return call()
-
-    return run
+    return patched(call, slot_ops, "update_config", lambda *sizes, **options: config)
 
 
 def report(record: Record) -> str:
@@ -229,7 +215,11 @@ def report(record: Record) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in record.items():
-        for row in entry["found"].get("rows", []):
+        if UNFINISHED in entry["found"]:
+            why = cell(why_unfinished(entry["found"]))
+            lines.append(f"| {name} | {NOT_MEASURED}: {why} {'| ' * (lines[0].count('|') - 2)}")
+            continue
+        for row in entry["found"]["rows"]:
             what = [row[field] for field in FIELDS]
             if NOT_MEASURED in row or "us" not in row:
                 figures = [f"not measured {row.get(NOT_MEASURED, '')}".strip(), "", "", ""]

@@ -124,13 +124,13 @@ def wall_times(
     return {name: [each.ms for each in found] for name, found in samples(calls, rounds, warm_up, failures).items()}
 
 
-def milliseconds(calls: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, list[float]]:
+def milliseconds(
+    calls: Mapping[Any, Callable[[], Any]], rounds: int, failures: dict[Any, str] | None = None
+) -> dict[Any, list[float]]:
     """As `wall_times`, on a GPU; on a CPU calls are made once and the lists are empty: toy sizes are not timed."""
     if on_gpu():
-        return wall_times(calls, rounds)
-    for call in calls.values():
-        call()
-    return {name: [] for name in calls}
+        return wall_times(calls, rounds, failures=failures)
+    return {name: [] for name in wall_times(calls, 1, 0, failures)}
 
 
 def captured(call: Call) -> Call:
@@ -150,6 +150,11 @@ def captured(call: Call) -> Call:
         return outputs
 
     return replay
+
+
+def in_graph(call: Call) -> Call:
+    """`captured`, on a GPU; on a CPU the call as it is."""
+    return captured(call) if on_gpu() else call
 
 
 def peak_bytes(call: Call) -> int | None:

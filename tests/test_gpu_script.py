@@ -2,7 +2,9 @@
 
 import json
 import sys
+import time
 import xml.etree.ElementTree as ET
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,22 @@ import torch
 from slotattn_fast.kernels import ops
 from slotattn_fast.kernels.launch import attend_config
 
-from benchmarks import contenders, gpu, gpu_once, gpu_prove, gpu_record, gpu_table, gpu_time, gpu_tune, measure
-from benchmarks.cost import WRITTEN
+from benchmarks import (
+    contenders,
+    gpu,
+    gpu_once,
+    gpu_orders,
+    gpu_prove,
+    gpu_record,
+    gpu_table,
+    gpu_time,
+    gpu_tune,
+    measure,
+)
+from benchmarks.cost import WRITTEN, Shape
 from benchmarks.gpu_record import UNFINISHED, Found, is_done, load, run_parts
 from benchmarks.reasons import NOT_MEASURED
+from slotattn_fast import triton_backend
 
 HERE = {"gpu": "none", "commit": "a", "date": "today", "command": "this"}
 
@@ -40,6 +54,17 @@ def test_finished_parts_are_kept_and_the_others_run_again(tmp_path: Path) -> Non
     assert calls == ["good", "broken", "cut", "mended", "cut"]
     assert run_parts(path, parts, HERE | {"commit": "b"}, limit=60) == ["cut"]
     assert calls[5:] == ["good", "mended", "cut"]
+
+
+def test_what_was_found_before_outlives_a_part_that_fails(tmp_path: Path) -> None:
+    path = tmp_path / "stage.json"
+    for commit, found in (("a", {"x": 1}), ("b", {UNFINISHED: "cut"}), ("c", {UNFINISHED: "cut again"})):
+        run_parts(path, {"part": lambda seconds, found=found: found}, HERE | {"commit": commit}, limit=60)
+    record = load(path)["part"]
+    assert record["found"] == {UNFINISHED: "cut again"}
+    assert (record["before"]["found"], record["before"]["conditions"]["commit"]) == ({"x": 1}, "a")
+    run_parts(path, {"part": lambda seconds: {"x": 2}}, HERE, limit=60)
+    assert load(path)["part"].keys() == {"found", "seconds", "conditions"}
 
 
 def test_no_part_begins_that_may_not_end_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +144,23 @@ def test_sanitizer_output_is_kept_where_it_finds_something(tmp_path: Path, monke
     assert "2 errors" in found["failed"]["memcheck"]
 
 
+def test_a_sanitizer_that_takes_too_long_ends_with_what_it_watches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, child = tmp_path / "compute-sanitizer", tmp_path / "child"
+    program.write_text(f"#!/bin/sh\necho so far\nsleep 60 &\necho $! > {child}\nwait\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    began = time.monotonic()
+    assert "so far" in gpu_prove.sanitize("memcheck", False, 2)[UNFINISHED]
+    assert time.monotonic() - began < 30  # not until the child ends by itself, which holds the pipe
+    status = Path(f"/proc/{child.read_text().strip()}/stat")
+    until = time.monotonic() + 10
+    while status.exists() and status.read_text().split()[2] != "Z" and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not status.exists() or status.read_text().split()[2] == "Z"  # whose parent has not asked for it yet
+
+
 def measured(**ms: float) -> Found:
     """A call over 7 passes of 1 GB, on a device that copies 4 TB/s."""
     rows: list[dict[str, Any]] = [
@@ -157,6 +199,14 @@ def test_targets_beside_what_was_reached() -> None:
     assert reached["peak memory over the inputs'"] == ["at most 0.05", "0.04", "met"]
     assert len(lines) == 2 + len(gpu_table.TARGETS)
     assert all(NOT_MEASURED in line for line in lines[6:])
+    assert [line.split("|")[6].strip() for line in lines[2:6]] == ["a", "", "a", "a"]  # the commit
+
+
+def test_the_parts_with_targets_come_first() -> None:
+    names = list(gpu_time.parts(toy=False))
+    wanted = {target.part for target in gpu_table.TARGETS}
+    assert set(names[1 : 1 + len(wanted)]) == wanted
+    assert len(names) == len(set(names)) == 1 + 2 * 2 * 2 * 3
 
 
 def test_contenders_table_says_why_there_is_no_time() -> None:
@@ -171,7 +221,9 @@ def test_a_part_that_failed_says_why() -> None:
     found = {UNFINISHED: "Traceback\n  a line\nRuntimeError: no memory\n"}
     record = {"part": {"found": found, "conditions": HERE}}
     assert "not measured: RuntimeError: no memory" in gpu_table.report(record)
-    assert "| part | | not measured |" in gpu_tune.report(record).replace("|  |", "| |")
+    assert "| part | | not measured: RuntimeError: no memory |" in gpu_tune.report(record)
+    for name in ("3 x 5 x 2 update_fwd", f"{gpu_orders.NAME}, 3 x 70 x 3 forward"):
+        assert "RuntimeError: no memory" in gpu_tune.report({name: record["part"]})
     assert "RuntimeError: no memory" in gpu_prove.report(record)
 
 
@@ -191,7 +243,7 @@ def test_candidates_cover_all_inputs_once(which: str, size: tuple[int, int, int]
     base = attend_config(B, N, gpu_tune.WIDTH, K, 1, 2, 132, which)
     configs = gpu_tune.candidates(base, B, N, 132)
     assert configs[0] == base
-    assert len(configs) == len(set(configs)) > 24
+    assert len(configs) == len(set(configs)) >= 20
     for config in configs:
         covered = config.block_n * config.blocks
         assert covered * config.splits >= N > covered * (config.splits - 1)
@@ -257,10 +309,25 @@ def test_calls_are_timed_in_turns_and_the_first_rounds_dropped(monkeypatch: pyte
     assert [set(order[at : at + 2]) for at in range(0, len(order), 2)] == [{"a", "b"}] * (4 + measure.WARM_UP)
 
 
-def test_measured_times_come_into_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def milliseconds(calls: dict[str, measure.Call], rounds: int) -> dict[str, list[float]]:
-        return {name: [1.0, 2.0, 3.0] if name == "ours" else [4.0, 8.0, 12.0] for name in calls}
+def milliseconds(calls: dict[str, measure.Call], rounds: int, failures: dict[str, str]) -> dict[str, list[float]]:
+    """In place of measuring; "compiled" fails."""
+    failures.update({"compiled": "RuntimeError: in its replay"} if "compiled" in calls else {})
+    slow, fast = [4.0, 8.0, 12.0], [1.0, 2.0, 3.0]
+    return {name: fast if name in ("ours", gpu_orders.ON_CHIP) else slow for name in calls if name != "compiled"}
 
+
+def test_a_call_that_fails_leaves_the_others_where_that_is_asked_for() -> None:
+    def broken() -> list[torch.Tensor]:
+        raise RuntimeError("on purpose")
+
+    calls, failures = {"good": lambda: [], "bad": broken}, {}
+    assert measure.milliseconds(calls, 1, failures) == {"good": []}
+    assert failures == {"bad": "RuntimeError: on purpose"}
+    with pytest.raises(RuntimeError, match="on purpose"):
+        measure.milliseconds(calls, 1)
+
+
+def test_measured_times_come_into_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_time, "milliseconds", milliseconds)
     monkeypatch.setattr(gpu_time, "peak_bytes", lambda call: 5)
     found = gpu_time.compare((2, 20, 3), "float32", "forward", False, True, 60)
@@ -269,6 +336,8 @@ def test_measured_times_come_into_the_rows(monkeypatch: pytest.MonkeyPatch) -> N
     assert rows["reference"]["times_ours"] == 4
     assert gpu_table.times_faster("reference")(found) == 4
     assert rows["ours"]["peak_bytes"] == 5
+    assert rows["compiled"][NOT_MEASURED] == "RuntimeError: in its replay"
+    assert "ms" not in rows["compiled"]
     assert json.loads(json.dumps(found))["units"] == 3
 
 
@@ -301,6 +370,77 @@ def test_candidates_run_and_a_wrong_one_is_not_timed(monkeypatch: pytest.MonkeyP
     assert "off by" in found["rows"][1][NOT_MEASURED]
 
 
+def test_candidates_are_timed_in_graphs_while_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch takes the CPU longer than the kernel the device."""
+    graphs, now = [], 0.0
+    monkeypatch.setattr(gpu_tune, "in_graph", lambda call: graphs.append(call) or call)
+    found = gpu_tune.tune((2, 70, 3), "forward", True, 60)
+    assert len(graphs) == len(found["rows"]) == 1 + gpu_tune.TOY_CANDIDATES
+
+    def clock() -> float:
+        nonlocal now
+        now += 20
+        return now
+
+    monkeypatch.setattr(gpu_tune.time, "monotonic", clock)  # 36 of the 60 seconds are for compiling
+    found = gpu_tune.tune((2, 70, 3), "forward", True, 60)
+    assert [row.get(NOT_MEASURED) for row in found["rows"]] == [None, "no time left", "no time left"]
+
+
+def test_orders_are_those_that_differ_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = 50 * 2**20
+    found = gpu_orders.orders(64, 16384, 7, cache, hopper=True)
+    assert {name: config.group for name, config in found.items()} == {
+        gpu_orders.PASS_BY_PASS: 64,
+        "groups of 12": 12,
+        "groups of 24": 24,
+    }
+    found = gpu_orders.orders(512, 1024, 10, cache, hopper=True)
+    assert list(found) == [gpu_orders.PASS_BY_PASS, "groups of 200", "groups of 400", gpu_orders.ON_CHIP]
+    assert [config.on_chip for config in found.values()] == [False, False, False, True]
+    assert gpu_orders.ON_CHIP not in gpu_orders.orders(512, 1024, 10, cache, hopper=False)
+
+    taken, forward = [], triton_backend._forward_group
+    monkeypatch.setattr(
+        triton_backend, "_forward_group", lambda w, s, x, *rest: taken.append(len(x)) or forward(w, s, x, *rest)
+    )
+    monkeypatch.setattr(gpu_orders, "milliseconds", milliseconds)
+    (size,) = gpu_orders.TOY_SIZES
+    found = gpu_orders.compare(size, "forward+backward", True, 60)
+    assert taken == [3, 2, 1]
+    faster = {row["contender"]: row["faster"] for row in found["rows"]}
+    assert faster == {gpu_orders.PASS_BY_PASS: 1, "groups of 2": 1, gpu_orders.ON_CHIP: 4}
+    report = gpu_orders.report({f"{gpu_orders.NAME}, 3 x 40 x 3 forward": {"found": found, "conditions": HERE}})
+    assert "| 3 x 40 x 3 forward | groups of 2 | 8.0000 | 5.6000 | 10.4000 | 1.00 | " in report
+
+
+def test_what_the_compiler_puts_into_graphs_is_checked_as_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in its first call, which is no replay: a contender whose later calls are wrong is not timed."""
+
+    def wrong_in_replay(module: torch.nn.Module, mode: str | None) -> Any:
+        calls: list[None] = []
+
+        def run(*given: Any, **named: Any) -> torch.Tensor:
+            calls.append(None)
+            return module(*given, **named) + (len(calls) > 2)
+
+        return run
+
+    given = contenders.problem(Shape(2, 20, 64, 3, 64, 3, torch.float32), "forward")
+    monkeypatch.setattr(torch, "compile", wrong_in_replay)
+    calls, rows = contenders.agreeing(
+        given, {name: partial(contenders.make, name, given) for name in ("reference", "max-autotune")}
+    )
+    assert list(calls) == ["reference"]
+    assert "is allowed" in rows[1][NOT_MEASURED]
+
+
+def test_results_that_a_stage_writes_do_not_make_the_commit_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_record, "checkout", lambda: "1234567")
+    assert gpu_record.conditions(True, None)["commit"] == "1234567"  # of conditions.py, which leaves results out
+    assert gpu_record.conditions(True, "abc")["commit"] == "abc"
+
+
 def test_tests_are_run_and_counted() -> None:
     found = gpu_prove.run_tests(gpu_prove.TESTS["launch table against float64"], True, 120)
     assert (found["passed"], found["failed"]) == (1, {})
@@ -319,10 +459,9 @@ def test_a_toy_stage_is_marked_and_continued(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_copy_without_its_history_asks_for_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_record.shutil, "which", lambda command: None)
+    monkeypatch.setattr(gpu_record, "checkout", lambda: gpu_record.UNKNOWN)
     with pytest.raises(SystemExit, match="--commit"):
         gpu.run("tune", tmp_path, toy=True)
-    assert gpu_record.conditions(True, "abc")["commit"] == "abc"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

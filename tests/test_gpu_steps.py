@@ -139,7 +139,7 @@ def test_a_peak_that_is_not_found_loses_its_row_alone(monkeypatch: pytest.Monkey
         return 7
 
     monkeypatch.setattr(gpu_steps, "peak_beside_adam", peak)
-    monkeypatch.setattr(gpu_steps, "milliseconds", lambda calls, rounds: {name: [1.0, 2.0] for name in calls})
+    monkeypatch.setattr(gpu_steps, "milliseconds", lambda calls, rounds, failures: {name: [1.0, 2.0] for name in calls})
     rows = {row["contender"]: row for row in gpu_steps.compare(PropertyStep, "clevr6", True, 60)["rows"]}
     assert rows["plain, bf16"][NOT_MEASURED] == "RuntimeError: no memory"
     assert "ms" not in rows["plain, bf16"]
@@ -157,8 +157,13 @@ def test_a_convolution_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_measured_times_come_into_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def milliseconds(calls: dict[str, measure.Call], rounds: int) -> dict[str, list[float]]:
-        return {name: [8.0, 16.0, 24.0] if name == "plain" else [1.0, 2.0, 3.0] for name in calls}
+    def milliseconds(
+        calls: dict[str, measure.Call], rounds: int, failures: dict[str, str] | None = None
+    ) -> dict[str, list[float]]:
+        if failures is not None:
+            failures["ours, bf16"] = "RuntimeError: in a later step"
+        times = {name: [8.0, 16.0, 24.0] if name == "plain" else [1.0, 2.0, 3.0] for name in calls}
+        return {name: ms for name, ms in times.items() if failures is None or name not in failures}
 
     monkeypatch.setattr(gpu_steps, "milliseconds", milliseconds)
     found = gpu_steps.compare(PropertyStep, "clevr6", True, 60)
@@ -166,6 +171,9 @@ def test_measured_times_come_into_the_rows(monkeypatch: pytest.MonkeyPatch) -> N
     rows = {row["contender"]: row for row in found["rows"]}
     assert rows[GRAPH]["ms"][1] == 2
     assert rows[GRAPH]["faster"] == 8
+    assert rows["ours, bf16"][NOT_MEASURED] == "RuntimeError: in a later step"
+    assert "ms" not in rows["ours, bf16"]
+    assert list(found["parts"]) == ["plain"]
     found = gpu_steps.convolutions(True, 60)
     assert [row["ms"][1] for row in found["rows"]] == [2] * 2 * len(gpu_steps.TOY_LAYERS)
     assert "| 2.000 |" in gpu_steps.report({gpu_steps_table.CONVOLUTIONS: {"found": found, "conditions": HERE}})
