@@ -6,6 +6,7 @@ h heads of width d (without heads h = 1 and d = D).
 """
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -19,6 +20,16 @@ CHOICES = {
     "aggregation": ("mean", "sum", "sum_norm"),
     "eps_in": ("numerator", "denominator"),
 }
+
+
+def integer(name: str, value: Any) -> int:
+    """The value, of any type of integer, such as NumPy's. Raises TypeError for what is none."""
+    if isinstance(value, int):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
 
 
 class SlotAttention(nn.Module):
@@ -82,7 +93,11 @@ class SlotAttention(nn.Module):
         use_projections: bool = True,
     ) -> None:
         super().__init__()
-        input_dim = dim if input_dim is None else input_dim
+        num_slots, dim, iters = integer("num_slots", num_slots), integer("dim", dim), integer("iters", iters)
+        hidden_dim = integer("hidden_dim", hidden_dim)
+        input_dim = dim if input_dim is None else integer("input_dim", input_dim)
+        heads = None if heads is None else integer("heads", heads)
+        dim_head = None if dim_head is None else integer("dim_head", dim_head)
         for name, size in {
             "num_slots": num_slots,
             "dim": dim,

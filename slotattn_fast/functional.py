@@ -12,6 +12,7 @@ from . import operators, slot_update, torch_backend
 from .cast import transformed
 from .kernels import why_not
 from .kernels.arguments import Settings
+from .reference.slot_attention import integer
 from .validation import NOT_ITERATED, autocast_enabled, check_settings, check_tensors
 
 BACKENDS = ("auto", "triton", "torch")
@@ -74,6 +75,7 @@ def slot_attention(
         ValueError: a shape, size or setting does not fit. TypeError: a type does not. The message names the argument,
             what came and what was expected. RuntimeError: the named backend cannot serve the call; it says why.
     """
+    iters = integer("iters", iters)
     check_settings(
         *(iters, eps, norm_eps, return_attn),
         softmax_over=softmax_over,
@@ -170,4 +172,4 @@ def _needs_composite(softmax_over: str, aggregation: str) -> bool:
     """Whether a call takes PyTorch's own operators and autograd: two ablations, and who knows no others."""
     if softmax_over == "inputs" or aggregation == "sum_norm":
         return True
-    return transformed() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return transformed() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()  # type: ignore[attr-defined]

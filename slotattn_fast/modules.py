@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .functional import BACKENDS, slot_attention
 from .reference import SlotAttention as Reference
-from .validation import LAYERS, NORMS, check_inputs, check_layer, check_mlp, check_slots
+from .validation import LAYERS, NORMS, OPTIONAL, check_inputs, check_layer, check_mlp, check_slots, refused
 
 
 class SlotAttention(Reference):
@@ -16,8 +16,9 @@ class SlotAttention(Reference):
     A drop-in for the class of that name in the PyPI package ``slot-attention``: the same positional arguments,
     attributes, state_dict, initialisation and random draws. `SlotAttention.paper` makes the paper's module. Parameters,
     their initialisation and the initial slots are those of `slotattn_fast.reference.SlotAttention`. The layers (`to_q`,
-    `gru`, ...) hold the parameters and are not called, so forward hooks on them do not fire. Parametrizations of
-    torch.nn.utils.parametrize do their work; a layer put in their place that computes something else is refused.
+    `gru`, ...) hold the parameters and are not called, so hooks on them do not run, of which a warning tells.
+    Parametrizations of torch.nn.utils.parametrize do their work; a layer put in their place that computes something
+    else is refused.
 
     Args:
         backend: "auto", "triton" or "torch"; see `explain_backend`.
@@ -144,6 +145,8 @@ class SlotAttention(Reference):
                 value = getattr(module, kind, None)
                 if value is not None:
                     params[f"{layer}.{kind}"] = value
+                elif f"{layer}.{kind}" not in OPTIONAL:
+                    raise refused(layer, module, f"without a {kind}")
         check_mlp(getattr(self, "mlp", None))
         return params
 

@@ -1,5 +1,6 @@
 """The checks of a call, one set for every backend: an error names the argument, what came and what was expected."""
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -36,8 +37,6 @@ NOT_ITERATED = ("slots_mu", "slots_logsigma")  # parameters of the modules that 
 
 def check_settings(iters: int, eps: float, norm_eps: float, return_attn: bool | str, **choices: str) -> None:
     """Raise ValueError for a setting out of range; `choices` are settings of `CHOICES` or `attn_over`."""
-    if not isinstance(iters, int):
-        raise TypeError(f"iters must be an integer, got {iters!r}")
     if iters < 0:
         raise ValueError(f"iters must be at least 0, got {iters}")
     if not (eps >= 0 and norm_eps >= 0):
@@ -88,16 +87,14 @@ def check_layer(name: str, layer: nn.Module) -> None:
 
     Layers are not called, so what replaced or changed one would be left out in silence.
     """
-    expected = TYPES[name]
-    if type(layer).forward is not expected.forward or "forward" in layer.__dict__:
-        came = "with a forward of its own"
-    elif layer._forward_pre_hooks:
-        came = "with a forward pre-hook"
-    elif expected is nn.LayerNorm and layer.weight is None:
-        came = "without a weight"
-    else:
-        return
-    raise TypeError(f"{name} must be an nn.{expected.__name__}, got {type(layer).__name__} {came}; {_NOT_CALLED}")
+    if came := _changed(name, layer, TYPES[name]):
+        raise refused(name, layer, came)
+
+
+def refused(name: str, layer: nn.Module, came: str) -> TypeError:
+    """The error for a layer; `came` says what it came with or without."""
+    expected = TYPES[name].__name__
+    return TypeError(f"{name} must be an nn.{expected}, got {type(layer).__name__} {came}; {_NOT_CALLED}")
 
 
 def check_mlp(mlp: nn.Module | None) -> None:
@@ -105,10 +102,31 @@ def check_mlp(mlp: nn.Module | None) -> None:
     if mlp is None:
         return
     # What stands before and after the ReLU is checked as a layer.
-    own = type(mlp).forward is not nn.Sequential.forward
-    if own or not isinstance(mlp, nn.Sequential) or len(mlp) != 3 or not isinstance(mlp[1], nn.ReLU):
-        came = f"{type(mlp).__name__}({', '.join(type(layer).__name__ for layer in mlp.children())})"
-        raise TypeError(f"mlp must be nn.Sequential(Linear, ReLU, Linear), got {came}; {_NOT_CALLED}")
+    came = _changed("mlp", mlp, nn.Sequential)
+    if came is None and isinstance(mlp, nn.Sequential) and len(mlp) == 3 and isinstance(mlp[1], nn.ReLU):
+        came = _changed("mlp.1", mlp[1], nn.ReLU)
+        if came is None:
+            return
+    kinds = f"{type(mlp).__name__}({', '.join(type(layer).__name__ for layer in mlp.children())})"
+    raise TypeError(
+        f"mlp must be nn.Sequential(Linear, ReLU, Linear), got {kinds}{' ' * bool(came)}{came or ''}; {_NOT_CALLED}"
+    )
+
+
+def _changed(name: str, layer: nn.Module, expected: type[nn.Module]) -> str | None:
+    """What makes a layer compute other things than a layer of this type, if anything does.
+
+    A hook that comes after it may, or just look on: it is warned of.
+    """
+    if type(layer).forward is not expected.forward or "forward" in layer.__dict__:
+        return "with a forward of its own"
+    if layer._forward_pre_hooks:
+        return "with a forward pre-hook"
+    if (layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks) and not (
+        torch.compiler.is_compiling()
+    ):
+        warnings.warn(f"hooks on {name} do not run: {_NOT_CALLED}", stacklevel=5)
+    return None
 
 
 _NOT_CALLED = (
@@ -126,6 +144,9 @@ def check_tensors(
     slot_mask: Tensor | None,
 ) -> None:
     """Raise TypeError or ValueError where shapes, dtypes or devices of a call's tensors do not fit together."""
+    if not isinstance(params, Mapping):
+        expected = "tensors by their names, such as dict(module.named_parameters())"
+        raise TypeError(f"params must be {expected}, got {type(params).__name__}")
     check_inputs(inputs)
     check_slots(slots, inputs, name="slots")
     _check_params(params, slots.shape[2], inputs.shape[2], heads)

@@ -240,6 +240,15 @@ def test_forward_mode_inside_of_what_is_compiled() -> None:
     assert "Dynamo failed to run FX node" in done.stderr
 
 
+def test_exported_for_onnx_it_needs_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.onnx.export exports: other programs know no operators of ours."""
+    module, tensors = made({}), given()
+    for in_export in (False, True):
+        monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda found=in_export: found)
+        graph = str(torch.export.export(module, (tensors["inputs"],), {"slots_init": tensors["slots_init"]}).graph)
+        assert ("slotattn_fast." in graph) is not in_export
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_traced_module_needs_nothing_of_ours() -> None:
     module, inputs = made({}), given()["inputs"]

@@ -320,7 +320,7 @@ def test_a_call_that_fails_leaves_the_others_where_that_is_asked_for() -> None:
     def broken() -> list[torch.Tensor]:
         raise RuntimeError("on purpose")
 
-    calls, failures = {"good": lambda: [], "bad": broken}, {}
+    calls, failures = {"good": list, "bad": broken}, {}
     assert measure.milliseconds(calls, 1, failures) == {"good": []}
     assert failures == {"bad": "RuntimeError: on purpose"}
     with pytest.raises(RuntimeError, match="on purpose"):

@@ -2,10 +2,14 @@
 
 import copy
 import inspect
+import subprocess
+import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import slot_attention as peer
 import torch
@@ -179,6 +183,11 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Clamp(nn.ReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(-1, 1)
+
+
 def _hooked(layer: nn.Module) -> None:
     layer.register_forward_pre_hook(lambda layer, given: None)
 
@@ -189,6 +198,20 @@ OTHER_LAYERS: dict[str, tuple[Callable[[nn.Module], object], str]] = {
         lambda m: setattr(m, "to_q", Doubled(12, 64)),
         "to_q must be an nn.Linear, got Doubled with a forward of its own; layers are not called here: change",
     ),
+    "no-bias": (
+        lambda m: setattr(m, "gru", nn.GRUCell(12, 12, bias=False)),
+        "gru must be an nn.GRUCell, got GRUCell without a bias_ih",
+    ),
+    "own-relu": (
+        lambda m: m.mlp.__setitem__(1, Clamp()),
+        r"got Sequential\(Linear, Clamp, Linear\) with a forward of its own",
+    ),
+    "mlp-forward": (
+        lambda m: setattr(m.mlp, "forward", lambda x: x),
+        "Linear, ReLU, Linear.* with a forward of its own",
+    ),
+    "mlp-pre-hook": (lambda m: _hooked(m.mlp), "Linear, ReLU, Linear.* with a forward pre-hook"),
+    "relu-pre-hook": (lambda m: _hooked(m.mlp[1]), "Linear, ReLU, Linear.* with a forward pre-hook"),
     "own-forward": (
         lambda m: setattr(m.gru, "forward", lambda x, h: h),
         "gru must be an nn.GRUCell, got GRUCell with a forward of its own",
@@ -222,6 +245,48 @@ def test_a_layer_that_computes_something_else_is_refused(change: Callable[[nn.Mo
     change(module)
     with pytest.raises(TypeError, match=message):
         module(torch.randn(3, 31, 12))
+
+
+@pytest.mark.parametrize("layer", ["to_v", "gru", "mlp", "mlp.1", "mlp.2"])
+@pytest.mark.parametrize("kind", ["forward", "full_backward", "full_backward_pre"])
+def test_hooks_that_do_not_run_are_warned_of(layer: str, kind: str) -> None:
+    module = SlotAttention(5, 12)
+    of_layer = module.get_submodule(layer)
+    name = f"register_{kind}_hook"
+    getattr(module, name)(lambda *given: None)  # of the module itself, which runs
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(torch.randn(3, 31, 12, requires_grad=True)).sum().backward()
+    getattr(of_layer, name)(lambda *given: None)
+    with pytest.warns(UserWarning, match=f"hooks on {layer} do not run: layers are not called here"):
+        module(torch.randn(3, 31, 12))
+
+
+def test_any_integer_is_one() -> None:
+    """As the peer takes them; the compiler would stumble over NumPy's kept as they are."""
+    numbers = [np.int64(n) for n in (5, 12, 2)]
+    module = SlotAttention(
+        *numbers, hidden_dim=np.int32(16), input_dim=np.int64(12), heads=np.int8(2), dim_head=np.int8(6)
+    )
+    assert [type(x) for x in (module.num_slots, module.dim, module.iters, module.heads)] == [int] * 4
+    inputs = torch.randn(3, 31, 12)
+    slots = torch.randn(3, 5, 12)
+    found = module(inputs, iters=np.int64(1), slots_init=slots)
+    torch.testing.assert_close(found, module(inputs, iters=1, slots_init=slots))
+    assert module(inputs, np.int64(4)).shape == (3, 4, 12)
+    with pytest.raises(TypeError, match="iters must be an integer, got '3'"):
+        module(inputs, iters="3")
+    for name, value in (("num_slots", 5.0), ("dim", "12"), ("iters", 2.5), ("heads", 2.0), ("hidden_dim", None)):
+        options = {"num_slots": 5, "dim": 12} | {name: value}
+        with pytest.raises(TypeError, match=f"{name} must be an integer, got {value!r}"):
+            SlotAttention(**options)
+
+
+def test_the_names_of_the_package() -> None:
+    code = "import slotattn_fast as s, sys; assert 'torch' not in sys.modules; print(s.reference.SlotAttention, dir(s))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name in ("reference.slot_attention.SlotAttention", "'MultiHeadSlotAttention'", "'reference'", "'metrics'"):
+        assert name in done.stdout
 
 
 def test_the_layer_norms_epsilon_is_theirs() -> None:
