@@ -42,7 +42,7 @@ class Generate:
     train: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the published number)")] = None
     """Scenes to train on."""
     eval: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the paper's)")] = None
-    """Scenes to evaluate."""
+    """Scenes to evaluate; of clevr-with-masks so many of at most 6 objects, and those between."""
     max_objects: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 10)")] = None
     """Most objects of a CLEVR scene. 6 is CLEVR6, all of whose scenes to evaluate then have at most 6."""
 

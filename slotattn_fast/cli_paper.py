@@ -123,9 +123,7 @@ def _run(command: Paper, names: list[str], scale: Scale) -> int:
         raise UsageError(f"only: got {', '.join(command.only)}, which none of {', '.join(names)} trains")
     asked = open_folder(out, scale, names)
     arms = (arm for _, arm in chosen(names, scale, command.only))
-    for name in look_alikes(arms, scale, command.data):
-        there = command.data is not None and (command.data / name).exists()
-        why = "its folder has images of another size" if there else f"see `slotattn data info {name}` for the published"
+    for name, why in look_alikes(arms, scale, command.data).items():
         print(f"{name}: a generated look-alike stands in; {why}")
     try:
         failures = run_all(todo, out, command.device)

@@ -62,7 +62,7 @@ def test_images_do_not_mix():
         pytest.param([7, 1, 2, 3], [1, 0, 0, 0], 1.0, id="one foreground pixel"),
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64])
 def test_degenerate_images(pred, true, score, dtype):
     assert fg_ari(torch.tensor([pred], dtype=dtype), torch.tensor([true], dtype=dtype)).tolist() == [score]
 

@@ -9,6 +9,7 @@ from slotattn_fast.data.synthetic.clevr_render import render
 from slotattn_fast.data.synthetic.clevr_scenes import (
     CAMERA,
     LAMPS,
+    object_counts,
     sample_scenes,
     visible_pixels,
 )
@@ -22,6 +23,11 @@ FIELDS = ("camera", "lamps", "count", "centre", "extent", "turns", "size", "mate
 @pytest.fixture(scope="module")
 def scenes():
     return sample_scenes(0, np.arange(SCENES), (3, 10), CPU)
+
+
+def test_objects_are_counted_without_drawing_them(scenes):
+    order = np.arange(SCENES)[::-1]
+    np.testing.assert_array_equal(object_counts(0, order, (3, 10)), scenes.count[order])
 
 
 def present(scenes):

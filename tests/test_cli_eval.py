@@ -175,6 +175,12 @@ def test_mean_deviation_and_failure_by_hand() -> None:
     ]
 
 
+@pytest.mark.parametrize("lacking", [("a",), ("a", "b")])
+def test_a_score_that_a_run_lacks_has_no_mean(lacking: tuple[str, ...]) -> None:
+    results = {name: {"fg_ari": None if name in lacking else 0.9, "train_loss": 0.01} for name in ("a", "b")}
+    assert seeds_lines(results) == ["2 runs: FG-ARI - (mean and standard deviation)"]
+
+
 def test_the_training_loss_weighs_a_row_by_its_steps(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,loss\n970,9\n985,1\n990,2\n1000,4\n")
     assert evaluation.train_loss(tmp_path, 1000) == pytest.approx((15 * 1 + 5 * 2 + 10 * 4) / 30)

@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clevr_writer import draw, write_published
 from lightning_fabric import Fabric
 from numpy.typing import ArrayLike, NDArray
 
+from slotattn_fast import cli
 from slotattn_fast.data import generated
 from slotattn_fast.data.errors import DataError
-from slotattn_fast.data.prepare import generate
+from slotattn_fast.data.prepare import generate, prepare
 from slotattn_fast.data.synthetic.tetrominoes import sample_tetrominoes
 from slotattn_fast.models.discovery import ObjectDiscovery
 from slotattn_fast.models.discovery_config import DiscoveryConfig
+from slotattn_fast.paper.evaluations import read_evaluation
 from slotattn_fast.train import discovery, run_data
 from slotattn_fast.train.config import PRESETS, TrainConfig
 from slotattn_fast.train.discovery import Discovery
@@ -133,6 +136,30 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(error, match=message):
         create(config(**others), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_data_without_labels_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """Training would do without them until the first picture."""
+    write_published(tmp_path / "published", {"train": [draw(0, 3)], "validation": [draw(1, 3)]})
+    folder = prepare("clevr", tmp_path / "published", tmp_path / "data", train=1, held_out=1).path
+    of = replace(PRESETS["discovery"]["clevr6"], data=str(folder), device="cpu")
+    with pytest.raises(DataError, match=r"has no labels in its eval split, only .*; use data that has them, as clevr-"):
+        create(of, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_an_object_in_any_scene_there_is_no_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = generate("tetrominoes", tmp_path / "data", train=2, held_out=3).path
+    labels = folder / "eval" / "labels.npy"
+    np.save(labels, np.zeros_like(np.load(labels)))
+    run = tmp_path / "run"
+    create(config(data=str(folder), steps=1, batch_size=2, device="cpu"), run)
+    assert train(run, configuration(run))["fg_ari"] is None
+    assert "NaN" not in (run / "eval.json").read_text()
+    assert read_evaluation(run / "eval.json", "discovery")["left_out"] == 3
+    assert cli.main(["eval", str(run)]) == 0
+    said = f"{run}: FG-ARI - on 0 held-out scenes (3 without an object left out), MSE "
+    assert capsys.readouterr().out.startswith(said)
 
 
 def test_a_run_is_held_to_the_data_that_it_began_with(tmp_path: Path) -> None:

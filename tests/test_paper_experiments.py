@@ -99,10 +99,14 @@ def test_prepared_data_takes_the_place_of_look_alikes(tmp_path: Path) -> None:
     config = training_of(arm, "quick", tmp_path).config
     assert (config.data, config.scenes) == (str(tmp_path / "clevr"), None)
     arms = EXPERIMENTS["attention-ari"].arms
-    assert look_alikes(arms, "quick", tmp_path) == ["clevr-with-masks"]
+    published = "see `slotattn data info clevr-with-masks` for the published"
+    assert look_alikes(arms, "quick", tmp_path) == {"clevr-with-masks": published}
     shutil.rmtree(tmp_path / "clevr")
     generate("clevr", tmp_path / "clevr", train=1, held_out=1)
-    assert look_alikes(arms, "quick", tmp_path) == ["clevr", "clevr-with-masks"]  # which takes 48x48
+    size = "its folder has images of another size"  # quick takes 48x48
+    assert look_alikes(arms, "quick", tmp_path) == {"clevr": size, "clevr-with-masks": published}
+    drawn = "`slotattn data generate` made its folder"
+    assert look_alikes(arms, "paper", tmp_path) == {"clevr": drawn, "clevr-with-masks": published}
     assert training_of(arm, "quick", tmp_path) == training_of(arm, "quick")
     assert training_of(arm, "paper", tmp_path).config.data == str(tmp_path / "clevr")
 

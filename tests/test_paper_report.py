@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from slotattn_fast import cli
+from slotattn_fast.data.prepare import generate
 from slotattn_fast.paper import runner
 from slotattn_fast.paper.bases import Scale
 from slotattn_fast.paper.experiments import EXPERIMENTS, Arm
@@ -118,6 +119,15 @@ def test_data_are_those_of_the_evaluations(tmp_path: Path) -> None:
     runner.open_folder(tmp_path, "quick", [])
     made_up(tmp_path, EXPERIMENTS["figure-4"].arms[0], 0, data="/data/clevr-with-masks")
     assert "- data, prepared: /data/clevr-with-masks" in report(tmp_path, "figure-4")
+
+
+def test_folders_of_look_alikes_are_told(tmp_path: Path) -> None:
+    runner.open_folder(tmp_path, "quick", [])
+    folder = generate("tetrominoes", tmp_path / "tetrominoes", train=1, held_out=1).path
+    made_up(tmp_path, EXPERIMENTS["figure-4"].arms[0], 0, data=str(folder))
+    text = report(tmp_path, "figure-4")
+    assert f"- data, folders of generated look-alikes: {folder}" in text.replace("\\", "")
+    assert "data, prepared" not in text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import google_crc32c
@@ -16,6 +17,7 @@ from test_resize import bilinear, nearest
 from tfrecord_writer import frame, gzip_member, scene
 
 import slotattn_fast
+from slotattn_fast.data import prepare as module
 from slotattn_fast.data.errors import DataError
 from slotattn_fast.data.generated import FIRST_HELD_OUT, HELD_OUT_SEED, sampler
 from slotattn_fast.data.prepare import generate, prepare
@@ -140,7 +142,10 @@ def test_too_few_evaluation_scenes_of_clevr6(tmp_path):
 
 @pytest.mark.parametrize(
     "visibility",
-    [np.zeros(4), np.full(4, np.nan), np.full(4, np.inf), np.full(4, -1), np.full(4, 2), np.full(4, 1e30)],
+    [
+        *(np.zeros(4), np.full(4, np.nan), np.full(4, np.inf), np.full(4, -1), np.full(4, 2), np.full(4, 1e30)),
+        *(np.array(visible) for visible in ([0, 1, 1, 1], [1, -1, 2, 1], [1, 0.5, 0.5, 1])),
+    ],
 )
 def test_a_visibility_that_counts_no_objects(tmp_path, visibility):
     scenes = [draw_objects("tetrominoes_train", seed, 3) for seed in range(3)]
@@ -211,6 +216,19 @@ def test_generated_folders_hold_what_training_would_draw(tmp_path, name, max_obj
     assert made.manifest["source"] == {"generator": {"seed": 5, "max_objects": max_objects}}
 
 
+@pytest.mark.parametrize("max_objects", [None, 6])
+def test_generated_clevr6_has_as_many_evaluation_scenes_as_clevr10(tmp_path, max_objects):
+    made = generate("clevr-with-masks", tmp_path / "out", train=1, held_out=3, max_objects=max_objects)
+    count = made.splits["eval"]["num_objects"]
+    drawn = sampler("clevr-with-masks", max_objects, size=1)(HELD_OUT_SEED, FIRST_HELD_OUT + np.arange(len(count)))
+    np.testing.assert_array_equal(count, drawn["num_objects"])
+    assert (count <= 6).sum() == 3
+    assert count[-1] <= 6
+    assert (len(count) > 3) == (max_objects is None)
+    assert open_split(str(tmp_path / "out"), "eval", ["images"], max_objects=6).count == 3
+    assert made.manifest["asked"] == {"train": 1, "eval": 3}
+
+
 def test_the_manifest(tmp_path):
     source = tmp_path / "source"
     write(source, "tetrominoes_train", [draw_objects("tetrominoes_train", seed, 3) for seed in range(3)])
@@ -252,6 +270,20 @@ def test_what_exists_is_not_touched(tmp_path, kind):
         generate("tetrominoes", out, train=1, held_out=1)
     assert contents(tmp_path) == before
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_another_process_made_in_between_is_not_touched(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    @contextmanager
+    def locked(*_):
+        out.mkdir()
+        yield
+
+    monkeypatch.setattr(module, "locked", locked)
+    with pytest.raises(DataError, match="out: exists already and is not overwritten; remove it, or choose another"):
+        generate("tetrominoes", out, train=1, held_out=1)
+    assert os.listdir(out) == []
 
 
 @pytest.mark.parametrize("of", ["a file", "a folder with files"])

@@ -28,6 +28,7 @@ from slotattn_fast.data.generated import sampler
 from slotattn_fast.data.prepare import generate, prepare
 from slotattn_fast.data.prepared import check, open_prepared
 
+SOURCE = "source (or that was changed or downloaded again since)"
 SCENES_WRITTEN, TRAIN, HELD_OUT = 12, 7, 4
 
 
@@ -197,17 +198,24 @@ def test_what_was_never_noted_is_cleared_away(source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("told", "other"),
     [
-        lambda source, out: prepare("tetrominoes", source / "tetrominoes", out, train=TRAIN - 1, held_out=HELD_OUT),
-        lambda source, out: prepare("tetrominoes", source / "tetrominoes", out, train=TRAIN, held_out=HELD_OUT + 1),
-        lambda source, out: prepare("tetrominoes", source / "copy", out, train=TRAIN, held_out=HELD_OUT),
-        lambda source, out: generate("tetrominoes", out, train=TRAIN, held_out=HELD_OUT),
-        lambda source, out: (os.utime(source / "tetrominoes", (1, 1)), from_file(source, out)),
+        (
+            "number of scenes",
+            lambda source, out: prepare("tetrominoes", source / "tetrominoes", out, train=TRAIN - 1, held_out=HELD_OUT),
+        ),
+        (
+            "number of scenes",
+            lambda source, out: prepare("tetrominoes", source / "tetrominoes", out, train=TRAIN, held_out=HELD_OUT + 1),
+        ),
+        (SOURCE, lambda source, out: prepare("tetrominoes", source / "copy", out, train=TRAIN, held_out=HELD_OUT)),
+        (SOURCE, lambda source, out: generate("tetrominoes", out, train=TRAIN, held_out=HELD_OUT)),
+        (SOURCE, lambda source, out: (os.utime(source / "tetrominoes", (1, 1)), from_file(source, out))),
+        (f"data set and {SOURCE} and number of scenes", from_clevr),
     ],
-    ids=["train", "eval", "path", "generate", "changed"],
+    ids=["train", "eval", "path", "generate", "changed", "clevr"],
 )
-def test_going_on_otherwise_is_refused(source, tmp_path, other):
+def test_going_on_otherwise_is_refused(source, tmp_path, told, other):
     write(source / "copy", "tetrominoes_train", [draw_objects("tetrominoes_train", 0, 3)])
     out = tmp_path / "out"
     stat = (source / "tetrominoes").stat()
@@ -216,7 +224,7 @@ def test_going_on_otherwise_is_refused(source, tmp_path, other):
     with pytest.raises(DataError) as raised:
         other(source, out)
     assert str(raised.value) == (
-        f"{out}.partial: begun with another source, numbers or version; go on with those, or remove it"
+        f"{out}.partial: begun with another {told}; go on with that, or remove {out}.partial and start anew"
     )
     assert contents(tmp_path) == before
     os.utime(source / "tetrominoes", ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -226,7 +234,7 @@ def test_going_on_otherwise_is_refused(source, tmp_path, other):
 def test_going_on_with_another_version_is_refused(source, tmp_path, monkeypatch):
     in_child(lambda: (dies(module, "_note", 4, "after"), from_file(source, tmp_path / "out")))
     monkeypatch.setattr(module.slotattn_fast, "__version__", "0.0.0")
-    with pytest.raises(DataError, match="begun with another source, numbers or version"):
+    with pytest.raises(DataError, match="begun with another version; go on with that, or remove"):
         from_file(source, tmp_path / "out")
 
 
@@ -251,7 +259,12 @@ def test_arrays_that_were_lost_in_between(source, tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    "note", [b"", b"{", b"[]", b"null", b"\xff", b'{"about": 1}', b'{"about": 1, "done": "x", "rows": {}, "bytes": 2}']
+    "note",
+    [
+        *(b"", b"{", b"[]", b"null", b"\xff", b'{"about": 1}', b'{"about": 1, "done": "x", "rows": {}, "bytes": 2}'),
+        *(b"[" * 100_000, b'{"about": {}, "done": 1e999, "rows": {"train": 4, "eval": 0}, "bytes": {}}'),
+        b'{"about": 1, "done": 4, "rows": {"train": 4, "eval": 0}, "bytes": {}}',
+    ],
 )
 def test_a_damaged_note(source, tmp_path, note):
     in_child(lambda: (dies(module, "_note", 4, "after"), from_file(source, tmp_path / "out")))

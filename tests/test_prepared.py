@@ -74,12 +74,6 @@ def test_arrays_are_mapped_and_writing_to_them_changes_no_file(folder):
     check(folder)
 
 
-def test_check_tells_of_every_byte(folder):
-    read = []
-    check(folder, read.append)
-    assert sum(read) == sum(path.stat().st_size for path in folder.rglob("*.npy"))
-
-
 @pytest.mark.parametrize("do", [open_prepared, check])
 def test_no_folder(tmp_path, do):
     (tmp_path / "file").write_text("x")
@@ -203,6 +197,13 @@ def test_a_letter_that_makes_two_arrays_one(folder):
     assert "not the same arrays in both splits" in problem(open_prepared, folder)
 
 
+def test_a_name_that_is_of_no_data_set(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"name": "', '"name": "my-', 1))
+    assert "name 'my-" in (said := problem(open_prepared, folder))
+    assert "expected one of clevr, " in said
+
+
 def arrays_of(folder):
     return sorted(folder.rglob("*.npy"))
 
@@ -319,6 +320,15 @@ def test_pictures_that_the_manifest_knows_and_nothing_can_read(folder, name, cha
     assert message == f"{path}: {array.dtype.name} {list(array.shape)}, {expected}{REMEDY}"
 
 
+@pytest.mark.parametrize("source", [None, 3, [], {}, {"generator": None}, {"generator": 3}])
+def test_a_source_that_tells_of_no_generator(folder, source):
+    assert open_prepared(folder).generator is None  # a file
+    edit(folder, _set("source", to=source))
+    assert open_prepared(folder).generator is None
+    edit(folder, _without("source"))
+    assert open_prepared(folder).generator is None
+
+
 def test_extra_files_are_passed_over(folder, whole):
     for name in ("train/notes.txt", "train/other.npy", "progress.json", "lock", ".DS_Store"):
         (folder / name).write_text("x")
@@ -337,3 +347,4 @@ def test_a_moved_folder_and_a_link_open(folder, tmp_path, whole):
 def test_generated_folders_open(tmp_path, name):
     made = generate(name, tmp_path / "out", train=2, held_out=1)
     same(check(tmp_path / "out"), made)
+    assert made.generator == {"seed": 0, "max_objects": None}

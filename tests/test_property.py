@@ -247,6 +247,20 @@ def test_what_was_written_to_since_is_refused_before_training_goes_on(tmp_path: 
             train(tmp_path / "other", configuration(tmp_path / "other"))
 
 
+def test_more_objects_than_a_folder_was_generated_with_are_not_measured(tmp_path: Path) -> None:
+    """They would be told of scenes that are not there; a training on so many at most just leaves none out."""
+    folder = generate("clevr", tmp_path / "data", train=3, held_out=2, seed=0, max_objects=4).path
+    model = replace(MODEL, image_size=128, encoder_strides=(5,), num_slots=5)
+    run = tmp_path / "run"
+    create(config(model, data=str(folder), max_objects=5, steps=1, batch_size=2), run)
+    train(run, configuration(run))
+    assert evaluate(run, Setting(max_objects=4))["max_objects"] == 4
+    message = "data: got max_objects 5, expected at most 4, with which it was generated; give --max-objects 4, or "
+    for call in (evaluate, show):
+        with pytest.raises(DataError, match=message):
+            call(run, Setting(max_objects=5))
+
+
 OPTIONS = [
     *("--image-size", "16", "--encoder-channels", "4", "--encoder-strides", "2", "--num-slots", "4"),
     *("--max-objects", "4", "--slot-dim", "8", "--hidden-dim", "8", "--batch-size", "2", "--log-every", "1"),

@@ -64,6 +64,7 @@ def test_labels_as_tensorflow_resizes_them(height, width, size):
     resized = resize_labels(labels, size)
     assert resized.dtype == np.uint8
     np.testing.assert_array_equal(resized, nearest(labels, size))
+    np.testing.assert_array_equal(resize_labels(np.stack([labels, labels + 1]), size), [resized, resized + 1])
 
 
 def test_by_hand():

@@ -80,6 +80,16 @@ def test_what_cannot_be_read_is_refused(
         open_split(data.replace("FOLDER", folder), "train", names, max_objects=max_objects)
 
 
+def test_generated_scenes_that_memory_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    split = open_split("tetrominoes", "train", ["images"], scenes=1_000_000)
+    monkeypatch.setattr(torch.Tensor, "new_empty", fails)
+    with pytest.raises(DataError, match=r"scenes: got 1000000, .* take 3\.7 GB .*; train anew with fewer --scenes"):
+        split.read(np.arange(2))
+
+
 def test_a_name_that_is_not_generated() -> None:
     with pytest.raises(ValueError, match="name: got 'objects-room', expected one of clevr, "):
         sampler("objects-room")

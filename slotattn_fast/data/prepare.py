@@ -27,13 +27,14 @@ import slotattn_fast
 from slotattn_fast.atomic import remove_half_written, sync_folder, write_text
 from slotattn_fast.data.catalogue import CATALOGUE, MANIFEST
 from slotattn_fast.data.clevr import ClevrScene, decode, read_clevr
-from slotattn_fast.data.clevr_published import CROP_LEFT, CROP_SIZE, CROP_TOP
+from slotattn_fast.data.clevr_published import CROP_LEFT, CROP_SIZE, CROP_TOP, MAX_OBJECTS, MIN_OBJECTS
 from slotattn_fast.data.errors import DataError
 from slotattn_fast.data.generated import sampler, seed_and_first
 from slotattn_fast.data.multi_object import label_map, read_scenes
 from slotattn_fast.data.prepared import FORMAT, SPLITS, Prepared, open_prepared, sha256
 from slotattn_fast.data.resize import resize_image, resize_labels
 from slotattn_fast.data.row_file import RowFile, finish
+from slotattn_fast.data.synthetic.clevr_scenes import object_counts
 from slotattn_fast.lock import locked
 
 Arrays = dict[str, NDArray[Any]]
@@ -47,6 +48,13 @@ OBJECTS_ROOM_BACKGROUND = 4
 _SECONDS_BETWEEN_NOTES = 5.0
 _GENERATED_AT_ONCE = 64
 _PROGRESS, _LOCK = "progress.json", "lock"
+_TOLD = {
+    "name": "data set",
+    "source": "source (or that was changed or downloaded again since)",
+    "asked": "number of scenes",
+    "slotattn_fast": "version",
+}
+"""What a folder is begun with, in words."""
 
 
 class _TooFewScenes(DataError):
@@ -96,14 +104,18 @@ def generate(
     """Draws the look-alike of a data set into the folder `out`: the scenes that training on `name` itself would see.
 
     The training split is the first scenes of `seed`, the evaluation split the first held-out scenes, which are the same
-    for every seed. Raises as `prepare` does.
+    for every seed. Of clevr-with-masks they are, as in `prepare`, so many of at most 6 objects and all between. Raises
+    as `prepare` does.
     """
     sample = sampler(name, max_objects)
     counts = _counts(name, train, held_out)
     if seed < 0:
         raise ValueError(f"seed: got {seed}, expected at least 0")
     about = {"generator": {"seed": seed, "max_objects": max_objects}}
-    return _make(out, name, about, counts, lambda start: _generated(sample, seed, counts, start))
+    rows = counts
+    if name == "clevr-with-masks":
+        rows = {**counts, "eval": _until_clevr6(counts["eval"], MAX_OBJECTS if max_objects is None else max_objects)}
+    return _make(out, name, about, counts, lambda start: _generated(sample, seed, rows, start))
 
 
 def _counts(name: str, train: int | None, held_out: int | None) -> dict[str, int]:
@@ -122,13 +134,16 @@ def _make(
     out: Path, name: str, source: dict[str, Any], counts: dict[str, int], pieces: Callable[[int], Iterator[_Piece]]
 ) -> Prepared:
     """Writes the pieces that `pieces` gives, from the piece of a number on, and makes `out` of them."""
+    exists = DataError(f"{out}: exists already and is not overwritten; remove it, or choose another --out")
     if os.path.lexists(out):
-        raise DataError(f"{out}: exists already and is not overwritten; remove it, or choose another --out")
+        raise exists
     about = {"name": name, "slotattn_fast": slotattn_fast.__version__, "source": source, "asked": counts}
     unfinished = out.with_name(f"{out.name}.partial")
     unfinished.mkdir(parents=True, exist_ok=True)
     in_use = DataError(f"{unfinished}: another process is writing to it; wait for that, or choose another --out")
     with locked(unfinished / _LOCK, in_use):
+        if os.path.lexists(out):  # another process has made it since
+            raise exists
         progress = _begin(unfinished, about)
         try:
             _write(unfinished, progress, sum(counts.values()), pieces)
@@ -237,22 +252,26 @@ def _begin(unfinished: Path, about: dict[str, Any]) -> _Progress:
     try:
         values = json.loads(note.read_bytes())
         done, rows = int(values["done"]), {split: int(values["rows"][split]) for split in SPLITS}
-        progress = _Progress(values["about"], done, rows, {k: int(v) for k, v in dict(values["bytes"]).items()}, done)
+        sizes = {name: int(size) for name, size in dict(values["bytes"]).items()}
+        progress = _Progress(dict(values["about"]), done, rows, sizes, done)
     except FileNotFoundError:
         if {path.name for path in unfinished.iterdir()} - {_LOCK}:
             raise DataError(
                 f"{unfinished}: has no {_PROGRESS}, so it is of something else; remove it, or choose another --out"
             ) from None
         progress = _Progress(about, 0, dict.fromkeys(SPLITS, 0), {})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"{note}: damaged ({error!r}); remove {unfinished} and start anew") from error
     if not progress.done:
         for split in SPLITS:  # what was written before the first note
             shutil.rmtree(unfinished / split, ignore_errors=True)
         progress.about = about
         _note(unfinished, progress, {})
-    if progress.about != about:
-        raise DataError(f"{unfinished}: begun with another source, numbers or version; go on with those, or remove it")
+    if other := [told for key, told in _TOLD.items() if progress.about.get(key) != about[key]]:
+        raise DataError(
+            f"{unfinished}: begun with another {' and '.join(other)}; go on with that, or remove {unfinished} and "
+            "start anew"
+        )
     for name, size in progress.bytes.items():
         path = unfinished / name
         if not path.is_file() or path.stat().st_size < size:
@@ -316,12 +335,11 @@ def _multi_object(name: str, source: Path, counts: dict[str, int], start: int) -
 
 def _num_objects(where: str, visibility: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The number of entities besides the background, which counts as visible."""
-    visible = float(visibility.sum())
-    if not 0.5 < visible < len(visibility) + 0.5:  # also if it is not a number
+    if not np.isin(visibility, (0, 1)).all() or visibility[0] != 1:
         raise DataError(
             f"{where}: visibility {visibility.tolist()}, expected 0 or 1 of each, the first 1; check the file"
         )
-    return np.array(round(visible) - 1, np.uint8)
+    return np.array(visibility.sum() - 1, np.uint8)
 
 
 def _require(source: Path, found: int, expected: int, split: str, which: str = "") -> None:
@@ -355,6 +373,16 @@ def _generated(
             if number >= start:
                 yield _Piece(split, row, len(scenes), partial(_as_numpy, sample, of_seed, scenes))
             number += 1
+
+
+def _until_clevr6(wanted: int, most: int) -> int:
+    """How many held-out scenes of CLEVR, of 3 to `most` objects, it takes for so many of at most 6."""
+    seed, first = seed_and_first("eval", 0)
+    few = np.empty(0, np.bool_)
+    while few.sum() < wanted:
+        scenes = first + len(few) + np.arange(wanted)
+        few = np.append(few, object_counts(seed, scenes, (MIN_OBJECTS, most)) <= CLEVR6)
+    return int(np.searchsorted(few.cumsum(), wanted)) + 1
 
 
 def _as_numpy(sample: Callable[[int, NDArray[np.int64]], Arrays], seed: int, scenes: NDArray[np.int64]) -> Arrays:

@@ -2,7 +2,7 @@
 
     DIR/manifest.json            name, version, source, and for each array its shape, type and SHA-256
     DIR/train/images.npy         uint8 [N, H, W, C]
-    DIR/train/labels.npy         uint8 [N, H, W]: 0 background, 1, 2, ... the objects' visible parts (not for clevr)
+    DIR/train/labels.npy         uint8 [N, H, W]: 0 background, 1, 2, ... objects' visible parts (clevr: if generated)
     DIR/train/num_objects.npy    uint8 [N] (not for objects-room)
     DIR/train/*.npy              properties, by their published names
     DIR/eval/...                 the same for the evaluation split
@@ -12,7 +12,7 @@ A folder under its own name is whole: it is made under another, and renamed at t
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,13 @@ class Prepared:
         """SHA-256 of the arrays' names, shapes and checksums: equal for equal contents, wherever they come from."""
         return hashlib.sha256(json.dumps(self.manifest["splits"], sort_keys=True).encode()).hexdigest()
 
+    @property
+    def generator(self) -> Mapping[str, Any] | None:
+        """What the scenes were drawn with, seed and max_objects; None of a published data set."""
+        source = self.manifest.get("source")
+        generator = source.get("generator") if isinstance(source, dict) else None
+        return generator if isinstance(generator, dict) else None
+
 
 def open_prepared(path: Path) -> Prepared:
     """Opens a folder that `slotattn data prepare` or `generate` made.
@@ -60,15 +67,17 @@ def open_prepared(path: Path) -> Prepared:
             if "images" in splits[split]:
                 _require_pictures(path / split, splits[split])
         train, held_out = splits.values()
-        if "images" not in train or train.keys() != held_out.keys() or manifest["name"] not in CATALOGUE:
-            raise ValueError("no known data set, or not the same arrays in both splits")
+        if "images" not in train or train.keys() != held_out.keys():
+            raise ValueError("no images, or not the same arrays in both splits")
+        if manifest["name"] not in CATALOGUE:
+            raise ValueError(f"name {manifest['name']!r}, expected one of {', '.join(CATALOGUE)}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path / MANIFEST}: damaged ({error!r}); {_REMEDY}") from error
     return Prepared(path, manifest["name"], manifest, splits)
 
 
-def check(path: Path, report: Callable[[int], object] = lambda done: None) -> Prepared:
-    """Opens a folder and compares every array with its SHA-256; `report` is told of each number of bytes read.
+def check(path: Path) -> Prepared:
+    """Opens a folder and compares every array with its SHA-256.
 
     Raises `DataError` naming the first file that differs.
     """
@@ -76,19 +85,15 @@ def check(path: Path, report: Callable[[int], object] = lambda done: None) -> Pr
     for split in SPLITS:
         for name, about in opened.manifest["splits"][split].items():
             file = path / split / f"{name}.npy"
-            if sha256(file, report) != about.get("sha256"):
+            if sha256(file) != about.get("sha256"):
                 raise DataError(f"{file}: damaged (its SHA-256 is not that of the manifest); {_REMEDY}")
     return opened
 
 
-def sha256(file: Path, report: Callable[[int], object] = lambda done: None) -> str:
+def sha256(file: Path) -> str:
     """Of a file's bytes, as hexadecimal digits."""
-    digest = hashlib.sha256()
     with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-            report(len(block))
-    return digest.hexdigest()
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

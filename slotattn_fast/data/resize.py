@@ -17,8 +17,8 @@ def resize_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def resize_labels(labels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """[H, W] -> [size, size], the nearest pixel with half-pixel centres, so that labels stay whole."""
-    height, width = labels.shape
+    """[..., H, W] -> [..., size, size], the nearest pixel with half-pixel centres, so that labels stay whole."""
+    height, width = labels.shape[-2:]
     rows = (2 * np.arange(size) + 1) * height // (2 * size)
     columns = (2 * np.arange(size) + 1) * width // (2 * size)
-    return labels[rows[:, None], columns]
+    return labels[..., rows[:, None], columns]

@@ -50,7 +50,8 @@ def open_split(
     and CLEVR is drawn there. `size` is the side of CLEVR's images where they are drawn, 128 if None. With `scenes`,
     generated data end after so many, each of which is drawn when it is first asked for, and kept.
 
-    Raises `DataError` for a folder that cannot be used, has not all of `names`, or has no scene of so few objects.
+    Raises `DataError` for a folder that cannot be used, has not all of `names`, or has no scene of so few objects; and,
+    when it is first read, for `scenes` that memory cannot hold.
     """
     device = torch.device("cpu") if device is None else device
     if data in GENERATED:
@@ -106,12 +107,24 @@ def _kept(
         if len(new):
             for key, values in read(new).items():
                 if key not in kept:
-                    kept[key] = values.new_empty(count, *values.shape[1:])
+                    kept[key] = _room(values, count)
                 kept[key][torch.from_numpy(new).to(values.device)] = values
             there[new] = True
         return {key: values[torch.from_numpy(indices).to(values.device)] for key, values in kept.items()}
 
     return read_again
+
+
+def _room(values: Tensor, count: int) -> Tensor:
+    """For so many of the values [B, ...]."""
+    try:
+        return values.new_empty(count, *values.shape[1:])
+    except (MemoryError, RuntimeError) as error:  # PyTorch has a plain RuntimeError for a CPU's memory
+        size = count * values[0].nbytes / 1e9
+        raise DataError(
+            f"scenes: got {count}, which are kept in memory and take {size:.1f} GB of it, more than there is; train "
+            "anew with fewer --scenes"
+        ) from error
 
 
 def _prepared(path: Path, split: str, names: Sequence[str], max_objects: int | None, device: torch.device) -> Split:

@@ -14,6 +14,8 @@ def fg_ari(pred_labels: Tensor, true_labels: Tensor, *, background: int = 0) -> 
         true_labels: [B, ...] of the same shape, integers of at least 0, which object a pixel belongs to.
         background: the value in `true_labels` whose pixels do not count.
 
+    Labels are to be small: the table of their pairs has B x (largest predicted + 1) x (largest true + 1) entries.
+
     Returns:
         float64 [B], on the labels' device. NaN for an image without any foreground pixel: leave those out of a mean,
         and say how many. An image whose foreground is one object, predicted as one segment, scores 1, where
@@ -69,5 +71,6 @@ def _check(pred_labels: Tensor, true_labels: Tensor) -> None:
             f"pred_labels and true_labels: expected one device, got {pred_labels.device} and {true_labels.device}"
         )
     for name, labels in (("pred_labels", pred_labels), ("true_labels", true_labels)):
-        if labels.numel() and labels.min() < 0:
-            raise ValueError(f"{name}: got {int(labels.min())}, expected labels of at least 0")
+        # As int64, since PyTorch has no minimum of wider unsigned integers than uint8.
+        if labels.numel() and (least := int(labels.long().min())) < 0:
+            raise ValueError(f"{name}: got {least}, expected labels of at least 0")

@@ -35,7 +35,7 @@ from slotattn_fast.paper.plots import Panel, plot
 from slotattn_fast.paper.results import AS_PUBLISHED, NO_RESULT, Found, Verdict, collect, machine, seconds, verdict
 from slotattn_fast.paper.runner import pictures
 from slotattn_fast.paper.small_pictures import copy
-from slotattn_fast.paper.trainings import command, evaluations
+from slotattn_fast.paper.trainings import command, evaluations, is_look_alike
 
 Spent = Mapping[Path, float | None]
 """Seconds of training, by run; None where they are not known."""
@@ -109,8 +109,13 @@ def _data(every: Mapping[str, list[Found]]) -> list[str]:
     """As the evaluations tell it."""
     results = (by_seed for found in every.values() for each in found for by_seed in each.results.values())
     used = dict.fromkeys(str(result["data"]) for by_seed in results for result in by_seed.values())
-    drawn, prepared = (", ".join(name for name in used if (name in GENERATED) is it) for it in (True, False))
-    return [f"data, generated look-alikes of: {drawn}"] * bool(drawn) + [f"data, prepared: {prepared}"] * bool(prepared)
+    folders = {name: is_look_alike(Path(name)) for name in used if name not in GENERATED}
+    kinds = {
+        "generated look-alikes of": [name for name in used if name in GENERATED],
+        "folders of generated look-alikes": [name for name, alike in folders.items() if alike],
+        "prepared": [name for name, alike in folders.items() if not alike],
+    }
+    return [f"data, {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
 
 
 def _experiment(name: str, found: Sequence[Found], verdicts: Sequence[Verdict], spent: Spent, out: Path) -> list[Block]:

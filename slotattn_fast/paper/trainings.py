@@ -72,6 +72,14 @@ def prepared_in(data: Path | None, name: str, size: int) -> Path | None:
     return (data / name).resolve() if fits else None
 
 
+def is_look_alike(folder: Path) -> bool:
+    """Whether `slotattn data generate` made a prepared folder; False where it cannot be read."""
+    try:
+        return open_prepared(folder).generator is not None
+    except (DataError, OSError):
+        return False
+
+
 def setting_of(setting: Setting, data: Path | None, config: TrainConfig) -> Setting:
     """The same with the prepared folder of its data, if there is one."""
     prepared = None if setting.data is None else prepared_in(data, setting.data, _image_size(config))
@@ -145,11 +153,20 @@ def evaluations(settings: Iterable[Setting]) -> list[str]:
     ]
 
 
-def look_alikes(arms: Iterable[Arm], scale: Scale, data: Path | None) -> list[str]:
-    """The data sets of the arms that look-alikes stand in for, as no folder has them prepared in their size."""
+def look_alikes(arms: Iterable[Arm], scale: Scale, data: Path | None) -> dict[str, str]:
+    """The data sets of the arms that look-alikes stand in for, and why."""
     used = {}
     for arm in arms:
         config = base(scale, arm.base).config
         for name in (config.data, *(setting.data for setting in arm.settings if setting.data is not None)):
-            used[name] = prepared_in(data, name, _image_size(config)) is None
-    return [name for name, alike in used.items() if alike]
+            used[name] = _why_look_alike(data, name, _image_size(config))
+    return {name: why for name, why in used.items() if why is not None}
+
+
+def _why_look_alike(data: Path | None, name: str, size: int) -> str | None:
+    folder = prepared_in(data, name, size)
+    if folder is not None:
+        return "`slotattn data generate` made its folder" if is_look_alike(folder) else None
+    if data is not None and (data / name).exists():
+        return "its folder has images of another size"
+    return f"see `slotattn data info {name}` for the published"

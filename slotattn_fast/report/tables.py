@@ -32,7 +32,7 @@ def evaluation_line(name: str, result: Result) -> str:
     counted = result["scenes"] - result["left_out"]
     left_out = f" ({result['left_out']} without an object left out)" if result["left_out"] else ""
     return (
-        f"{name}: FG-ARI {result['fg_ari']:.4f} on {_count(counted, 'held-out scene')}{left_out}, "
+        f"{name}: FG-ARI {_fg_ari(result['fg_ari'])} on {_count(counted, 'held-out scene')}{left_out}, "
         f"MSE {result['mse']:.5f}; {used}"
     )
 
@@ -93,8 +93,9 @@ def _mean(results: Sequence[Result]) -> str:
         said = [f"AP {', '.join(parts)}"] if results[0]["ap_by_objects"] else []
         scores = ", ".join(said if ari == "-" else [*said, f"attention ARI {ari} %"])
     else:
-        mean, deviation = mean_and_deviation([result["fg_ari"] for result in results])
-        scores = f"FG-ARI {mean:.4f}" + ("" if deviation is None else f" +- {deviation:.4f}")
+        known = [result["fg_ari"] for result in results if result["fg_ari"] is not None]
+        mean, deviation = mean_and_deviation(known) if len(known) == len(results) else (None, None)
+        scores = f"FG-ARI {_fg_ari(mean)}" + ("" if deviation is None else f" +- {deviation:.4f}")
     return scores + " (mean and standard deviation)" * (len(results) > 1)
 
 
@@ -119,6 +120,10 @@ def mean_text(percents: Sequence[float | None]) -> str:
 
 def _percent(score: float | None) -> str:
     return "-" if score is None else f"{100 * score:z.1f}"
+
+
+def _fg_ari(score: float | None) -> str:
+    return "-" if score is None else f"{score:.4f}"
 
 
 def score_text(percent: Score) -> str:

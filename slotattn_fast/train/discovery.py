@@ -18,6 +18,7 @@ from slotattn_fast.report.figures import draw_slots
 from slotattn_fast.report.iterations import draw_iterations
 from slotattn_fast.train.config import TrainConfig
 from slotattn_fast.train.run_data import evaluation_batches, open_held_out, to_model, to_picture, training_batches
+from slotattn_fast.train.run_folder import number_or_none
 from slotattn_fast.train.setting import DEFAULT, Setting, iters_of
 
 EVAL_SCENES = 320
@@ -37,7 +38,8 @@ class Discovery:
         return ObjectDiscovery(self.model_config())
 
     def require_fitting_data(self, device: str) -> None:
-        """Images are all that is needed."""
+        """Raises `DataError` for data without labels: images are trained on, but measured and drawn with labels."""
+        open_held_out(self.config, self.model_config(), ["images", "labels"])
 
     def batches(self, start: int, fabric: Fabric) -> Generator[dict[str, Tensor]]:
         return training_batches(self.config, self.model_config(), ["images"], start, fabric)
@@ -54,9 +56,9 @@ class Discovery:
 
         A prepared folder with fewer scenes to evaluate is measured on those.
 
-        Returns fg_ari (mean over the scenes that count), scenes, left_out (scenes without a foreground pixel), mse
-        (mean over all elements, images in -1..1), seconds, and what it was measured with: data, max_objects, num_slots,
-        iters.
+        Returns fg_ari (mean over the scenes that count, None without any), scenes, left_out (scenes without a
+        foreground pixel), mse (mean over all elements, images in -1..1), seconds, and what it was measured with: data,
+        max_objects, num_slots, iters.
         """
         began = time.perf_counter()
         scores, errors = [], []
@@ -71,7 +73,7 @@ class Discovery:
         score = torch.cat(scores)
         counted = ~score.isnan()
         return {
-            "fg_ari": score[counted].mean().item(),
+            "fg_ari": number_or_none(score[counted].mean().item()),
             "scenes": scenes,
             "left_out": int((~counted).sum()),
             "mse": torch.cat(errors).mean().item(),

@@ -12,7 +12,12 @@ from slotattn_fast.train import run_folder
 from slotattn_fast.train.config import TrainConfig
 from slotattn_fast.train.environment import resolve_device
 from slotattn_fast.train.errors import RunError
-from slotattn_fast.train.run_data import image_shape, require_fitting_images, require_the_same_data
+from slotattn_fast.train.run_data import (
+    image_shape,
+    require_fitting_images,
+    require_so_many_objects,
+    require_the_same_data,
+)
 from slotattn_fast.train.setting import DEFAULT, Setting
 from slotattn_fast.train.tasks import task_of
 
@@ -106,6 +111,8 @@ def load(run: Path, device: str | None, setting: Setting = DEFAULT) -> tuple[Ima
             f"`slotattn train resume {run}` makes it anew from its checkpoints"
         ) from error
     used = setting.of(config)
+    if setting.max_objects is not None:  # a training's just leaves scenes out
+        require_so_many_objects(used)
     require_fitting_images(used, image_shape(used, model.config), model.config, "give other --data")
     return model.to(resolve_device(device or config.device)), config
 

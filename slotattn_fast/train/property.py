@@ -18,6 +18,7 @@ from slotattn_fast.data.catalogue import prepared_folder
 from slotattn_fast.data.clevr_published import MAX_OBJECTS
 from slotattn_fast.data.prepared import open_prepared
 from slotattn_fast.data.properties import NAMES, check_properties, properties_of, targets_of
+from slotattn_fast.data.resize import resize_labels
 from slotattn_fast.data.split import has_labels, open_split
 from slotattn_fast.kernels.support import why_not_matching
 from slotattn_fast.metrics.ari import fg_ari
@@ -28,6 +29,7 @@ from slotattn_fast.report.properties import draw_properties
 from slotattn_fast.train.config import TrainConfig
 from slotattn_fast.train.errors import RunError
 from slotattn_fast.train.run_data import evaluation_batches, open_held_out, to_model, to_picture, training_batches
+from slotattn_fast.train.run_folder import number_or_none
 from slotattn_fast.train.setting import DEFAULT, Setting, iters_of
 
 GENERATED_SCENES = 500
@@ -101,8 +103,8 @@ class PropertyTask:
             if "coords" in scenes:
                 targets.append(_targets(scenes).cpu())
             if attention is not None and "labels" in scenes:
-                labels = _nearest(scenes["labels"], attention.shape[-1])
-                scores.append(fg_ari(attention.argmax(1), labels).cpu())
+                labels = resize_labels(scenes["labels"].cpu().numpy(), attention.shape[-1])
+                scores.append(fg_ari(attention.argmax(1).cpu(), torch.from_numpy(labels)))
         predicted = properties_of(torch.cat(predictions))
         score = torch.cat(scores) if scores else torch.full((1,), math.nan)
         ap, by_count, objects = np.full(len(THRESHOLDS), math.nan), {}, None
@@ -117,7 +119,7 @@ class PropertyTask:
         return {
             "ap": _by_distance(ap),
             "ap_by_objects": by_count,
-            "attention_ari": _number(score.nanmean().item()),
+            "attention_ari": number_or_none(score.nanmean().item()),
             "scenes": len(predicted.real),
             "objects": objects,
             "seconds": round(time.perf_counter() - began, 3),
@@ -182,19 +184,5 @@ def _targets(scenes: dict[str, Tensor]) -> Tensor:
     return targets_of(scenes, scenes["coords"].shape[1])
 
 
-def _nearest(labels: Tensor, size: int) -> Tensor:
-    """Labels [B, H, W] at size x size: those of the pixels in the middle."""
-    rows, columns = (
-        torch.arange(size, device=labels.device).mul(2).add(1).mul(side).div(2 * size, rounding_mode="floor")
-        for side in labels.shape[1:]
-    )
-    return labels[:, rows[:, None], columns]
-
-
 def _by_distance(ap: NDArray[np.float64]) -> dict[str, float | None]:
-    return {f"{threshold:g}": _number(value) for threshold, value in zip(THRESHOLDS, ap.tolist(), strict=True)}
-
-
-def _number(value: float) -> float | None:
-    """For JSON, which has no NaN."""
-    return None if math.isnan(value) else value
+    return {f"{threshold:g}": number_or_none(value) for threshold, value in zip(THRESHOLDS, ap.tolist(), strict=True)}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slotattn_fast.data.catalogue import prepared_folder
+from slotattn_fast.data.errors import DataError
 from slotattn_fast.data.feed import feed
 from slotattn_fast.data.prepared import open_prepared
 from slotattn_fast.data.split import Split, open_split
@@ -98,6 +99,18 @@ def require_fitting_images(config: TrainConfig, came: tuple[int, ...], model: Sl
         raise RunError(
             f"data: the images of {config.data} are {_size(came)}, but the model of preset {config.preset} takes "
             f"{_size(expected)}; {advice}"
+        )
+
+
+def require_so_many_objects(config: TrainConfig) -> None:
+    """Raises `DataError` for a folder that was generated with fewer objects than the configuration's `max_objects`."""
+    folder = prepared_folder(config.data)
+    generator = None if folder is None else open_prepared(folder).generator
+    most = None if generator is None else generator.get("max_objects")
+    if isinstance(most, int) and config.max_objects is not None and most < config.max_objects:
+        raise DataError(
+            f"{folder}: got max_objects {config.max_objects}, expected at most {most}, with which it was generated; "
+            f"give --max-objects {most}, or generate another folder with {config.max_objects}"
         )
 
 

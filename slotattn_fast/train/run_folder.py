@@ -7,6 +7,7 @@ The first line appears when the run starts, the second when its training is done
 """
 
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -95,6 +96,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def number_or_none(value: float) -> float | None:
+    """For JSON, which has no NaN."""
+    return None if math.isnan(value) else value
 
 
 _NOT_OF_THE_RESULT = (

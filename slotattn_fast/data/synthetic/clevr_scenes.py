@@ -101,8 +101,7 @@ def sample_scenes(seed: int, scenes: ArrayLike, num_objects: tuple[int, int], de
     """
     indices = np.asarray(scenes, np.int64)
     words = random_words(seed, _SCENE_STREAM, indices, _SCENE_WORDS)
-    fewest, most = num_objects
-    count = fewest + below(words[:, 0], most - fewest + 1)
+    count = _counts(words, num_objects)
     jitter = 2 * uniform(words[:, 1:]) - 1
     camera = CAMERA + CAMERA_JITTER * jitter[:, :3]
     lamps = LAMPS + LAMP_JITTER * jitter[:, 3:].reshape(-1, 3, 3)
@@ -127,6 +126,16 @@ def sample_scenes(seed: int, scenes: ArrayLike, num_objects: tuple[int, int], de
         waiting = np.setdiff1d(waiting, placed[visible])
         at_once = min(2 * at_once, _MOST_ATTEMPTS_AT_ONCE)
     return Scenes(camera, lamps, count, **objects)
+
+
+def object_counts(seed: int, scenes: ArrayLike, num_objects: tuple[int, int]) -> NDArray[np.int64]:
+    """How many objects each of the scenes [B] holds, without drawing them. Arguments as of `sample_scenes`."""
+    return _counts(random_words(seed, _SCENE_STREAM, scenes, _SCENE_WORDS), num_objects)
+
+
+def _counts(words: NDArray[np.uint64], num_objects: tuple[int, int]) -> NDArray[np.int64]:
+    fewest, most = num_objects
+    return fewest + below(words[:, 0], most - fewest + 1)
 
 
 def visible_pixels(scenes: Scenes, device: torch.device) -> NDArray[np.int64]:
