@@ -247,7 +247,7 @@ def test_damaged_folder(run: Path, capsys: pytest.CaptureFixture[str], damage, m
         (["--colour", "red"], "--colour"),
         (["--softmax-over", "inputs"], "aggregation: got 'mean', expected 'sum' with softmax_over='inputs'"),
         (["--decay", "exponential"], "decay_steps: got None, expected an integer of at least 1"),
-        (["--decay-steps", "5"], "decay_steps: got 5, expected None with decay='cosine'"),
+        (["--decay-steps", "5"], "decay_steps: got 5, expected None with decay='cosine'; leave it out, or take"),
         (["--name", "a/b"], "name: got 'a/b'"),
         (["--name", ".."], "name: got '..'"),
     ],

@@ -108,7 +108,10 @@ class TrainConfig:
             if type(self.decay_steps) is not int or self.decay_steps < 1:
                 raise ValueError(f"decay_steps: got {self.decay_steps!r}, expected an integer of at least 1")
         elif self.decay_steps is not None:
-            raise ValueError(f"decay_steps: got {self.decay_steps!r}, expected None with decay={self.decay!r}")
+            raise ValueError(
+                f"decay_steps: got {self.decay_steps!r}, expected None with decay={self.decay!r}; "
+                "leave it out, or take decay='exponential'"
+            )
         if self.batch_size % self.devices:
             raise ValueError(
                 f"batch_size: got {self.batch_size}, expected a multiple of devices={self.devices}, which share it"
