@@ -83,9 +83,10 @@ def make(name: str, of: Problem) -> Call:
         return _call(ours(of.plain, "torch"), of)
     if name == "reference":
         return _call(of.plain, of)
-    if name in ("compiled", "max-autotune"):
-        call = _call(torch.compile(of.plain, mode=None if name == "compiled" else name), of)
-        return call if name == "compiled" else _recorded(call)
+    if name == "compiled":
+        return _call(torch.compile(of.plain), of)
+    if name == "max-autotune":
+        return _recorded(_call(torch.compile(of.plain, mode=name), of))
     if find_spec("slot_attention") is None:
         raise Unavailable("the package slot-attention is not installed")
     return peer(of)

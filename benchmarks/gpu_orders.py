@@ -5,10 +5,8 @@ all passes; and forward, where an image fits on the chip, all iterations in one 
 T = 3, captured as CUDA graphs, held against the reference in float64 and timed in turns.
 """
 
-import statistics
 from collections.abc import Callable
 from functools import partial
-from operator import truediv
 from typing import Any
 
 import torch
@@ -17,10 +15,9 @@ from . import contenders, gpu_table
 from .contenders import PASSES, Problem, agreeing, problem
 from .cost import Shape
 from .gpu_record import UNFINISHED, Found, Part, Record, why_unfinished
-from .measure import Call, in_graph, milliseconds, on_gpu
+from .measure import Call, in_graph, on_gpu, time_rows
 from .patched import patched
 from .reasons import NOT_MEASURED, cell
-from .spread import percentiles
 
 NAME = "order of launches"
 DIM, ITERS, ROUNDS = 64, 3, 30
@@ -64,16 +61,7 @@ def compare(size: tuple[int, int, int], which: str, toy: bool, seconds: float) -
         makers[name] = partial(in_order, given, config)
     calls, rows = agreeing(given, makers)
     calls.pop(REFERENCE, None)  # it tells what error is allowed
-    failures: dict[str, str] = {}
-    times = milliseconds(calls, 1 if toy else ROUNDS, failures)
-    for row in rows:
-        name = row["contender"]
-        if name in failures:
-            row[NOT_MEASURED] = failures[name]
-        if values := times.get(name):
-            row["ms"] = percentiles(values)
-            if PASS_BY_PASS in times:
-                row["faster"] = statistics.median(map(truediv, times[PASS_BY_PASS], values))
+    time_rows(rows, calls, 1 if toy else ROUNDS, PASS_BY_PASS)
     return {"rows": [row for row in rows if row["contender"] != REFERENCE]}
 
 

@@ -17,7 +17,6 @@ of slotattn_fast/models/convolution.py, and by `torch.nn.functional.conv_transpo
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
-from operator import truediv
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ from .contenders import difference
 from .discovery import DiscoveryStep
 from .gpu_record import Found, Part, Record
 from .gpu_steps_table import CLEVR6, CONVOLUTIONS, GRAPH, SETS, report
-from .measure import ceilings, milliseconds, on_gpu, peak_bytes
+from .measure import ceilings, milliseconds, on_gpu, peak_bytes, time_rows
 from .property import PropertyStep
 from .reasons import NOT_MEASURED, failed, off
 from .spread import percentiles
@@ -143,15 +142,7 @@ def compare(kind: type[Step], preset: str, toy: bool, seconds: float) -> Found:
             except Exception as failure:
                 row[NOT_MEASURED] = failed(failure)
                 del steps[row["contender"]]
-    failures: dict[str, str] = {}
-    times = milliseconds(steps, 1 if toy else ROUNDS, failures)
-    for row in rows:
-        if row["contender"] in failures:
-            row[NOT_MEASURED] = failures[row["contender"]]
-        if values := times.get(row["contender"]):
-            row["ms"] = percentiles(values)
-            if str(PLAIN) in times:
-                row["faster"] = statistics.median(map(truediv, times[str(PLAIN)], values))
+    times = time_rows(rows, steps, 1 if toy else ROUNDS, str(PLAIN))
     by_part = {str(c): part_times(steps[str(c)]) for c in IN_PARTS if str(c) in times}
     return {"rows": rows, "batch": batch, "steps": config.steps, "parts": by_part, **ceilings()}
 

@@ -24,9 +24,8 @@ from . import contenders, gpu_table
 from .contenders import PASSES, Problem, agreeing, problem
 from .cost import Shape, plans
 from .gpu_record import Found, Part, Record
-from .measure import Call, ceilings, milliseconds, on_gpu, peak_bytes
+from .measure import Call, ceilings, on_gpu, peak_bytes, time_rows
 from .reasons import NOT_MEASURED
-from .spread import percentiles
 
 DIM, ITERS, ROUNDS = 64, 3, 30
 # Passes over the inputs: each from memory, and the fewest that there can be, for inputs held on the chip.
@@ -54,19 +53,14 @@ def compare(size: tuple[int, int, int], dtype: str, which: str, autotuned: bool,
     B, N, K = size
     given = problem(Shape(B, N, DIM, K, DIM, ITERS, DTYPES[dtype]), which)
     calls, rows = agreeing(given, makers(given, autotuned, toy))
-    failures: dict[str, str] = {}
-    times = milliseconds(calls, 1 if toy else ROUNDS, failures)
+    times = time_rows(rows, calls, 1 if toy else ROUNDS)
     for row in rows:
         name = row["contender"]
-        if name in failures:
-            row[NOT_MEASURED] = failures[name]
-        elif name in calls:
+        if name in times:
             # What is in a graph has memory of the graph's own.
             row["peak_bytes"] = None if name in (GRAPH, OURS_COMPILED, AUTOTUNED) else peak_bytes(calls[name])
-        if values := times.get(row["contender"]):
-            row["ms"] = percentiles(values)
-            if "ours" in times:
-                row["times_ours"] = statistics.median(map(truediv, values, times["ours"]))
+        if "ms" in row and OURS in times:
+            row["times_ours"] = statistics.median(map(truediv, times[name], times[OURS]))
     units, fewest = UNITS[which]
     return {"rows": rows, "inputs_bytes": given.inputs.nbytes, "units": units, "fewest_units": fewest, **ceilings()}
 

@@ -102,15 +102,14 @@ def check_mlp(mlp: nn.Module | None) -> None:
     if mlp is None:
         return
     # What stands before and after the ReLU is checked as a layer.
-    came = _changed("mlp", mlp, nn.Sequential)
-    if came is None and isinstance(mlp, nn.Sequential) and len(mlp) == 3 and isinstance(mlp[1], nn.ReLU):
-        came = _changed("mlp.1", mlp[1], nn.ReLU)
-        if came is None:
-            return
-    kinds = f"{type(mlp).__name__}({', '.join(type(layer).__name__ for layer in mlp.children())})"
-    raise TypeError(
-        f"mlp must be nn.Sequential(Linear, ReLU, Linear), got {kinds}{' ' * bool(came)}{came or ''}; {_NOT_CALLED}"
-    )
+    relu = mlp[1] if isinstance(mlp, nn.Sequential) and len(mlp) == 3 else None
+    changed = _changed("mlp", mlp, nn.Sequential)
+    if changed is None and isinstance(relu, nn.ReLU):
+        changed = _changed("mlp.1", relu, nn.ReLU)
+    if changed is not None or not isinstance(relu, nn.ReLU):
+        came = f"{type(mlp).__name__}({', '.join(type(layer).__name__ for layer in mlp.children())})"
+        came = came if changed is None else f"{came} {changed}"
+        raise TypeError(f"mlp must be nn.Sequential(Linear, ReLU, Linear), got {came}; {_NOT_CALLED}")
 
 
 def _changed(name: str, layer: nn.Module, expected: type[nn.Module]) -> str | None:

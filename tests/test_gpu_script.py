@@ -28,7 +28,6 @@ from benchmarks import (
 from benchmarks.cost import WRITTEN, Shape
 from benchmarks.gpu_record import UNFINISHED, Found, is_done, load, run_parts
 from benchmarks.reasons import NOT_MEASURED
-from slotattn_fast import triton_backend
 
 HERE = {"gpu": "none", "commit": "a", "date": "today", "command": "this"}
 
@@ -313,7 +312,7 @@ def milliseconds(calls: dict[str, measure.Call], rounds: int, failures: dict[str
     """In place of measuring; "compiled" fails."""
     failures.update({"compiled": "RuntimeError: in its replay"} if "compiled" in calls else {})
     slow, fast = [4.0, 8.0, 12.0], [1.0, 2.0, 3.0]
-    return {name: fast if name in ("ours", gpu_orders.ON_CHIP) else slow for name in calls if name != "compiled"}
+    return {name: fast if name == "ours" else slow for name in calls if name != "compiled"}
 
 
 def test_a_call_that_fails_leaves_the_others_where_that_is_asked_for() -> None:
@@ -328,7 +327,7 @@ def test_a_call_that_fails_leaves_the_others_where_that_is_asked_for() -> None:
 
 
 def test_measured_times_come_into_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_time, "milliseconds", milliseconds)
+    monkeypatch.setattr(measure, "milliseconds", milliseconds)
     monkeypatch.setattr(gpu_time, "peak_bytes", lambda call: 5)
     found = gpu_time.compare((2, 20, 3), "float32", "forward", False, True, 60)
     rows = {row["contender"]: row for row in found["rows"]}
@@ -385,33 +384,6 @@ def test_candidates_are_timed_in_graphs_while_there_is_time(monkeypatch: pytest.
     monkeypatch.setattr(gpu_tune.time, "monotonic", clock)  # 36 of the 60 seconds are for compiling
     found = gpu_tune.tune((2, 70, 3), "forward", True, 60)
     assert [row.get(NOT_MEASURED) for row in found["rows"]] == [None, "no time left", "no time left"]
-
-
-def test_orders_are_those_that_differ_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = 50 * 2**20
-    found = gpu_orders.orders(64, 16384, 7, cache, hopper=True)
-    assert {name: config.group for name, config in found.items()} == {
-        gpu_orders.PASS_BY_PASS: 64,
-        "groups of 12": 12,
-        "groups of 24": 24,
-    }
-    found = gpu_orders.orders(512, 1024, 10, cache, hopper=True)
-    assert list(found) == [gpu_orders.PASS_BY_PASS, "groups of 200", "groups of 400", gpu_orders.ON_CHIP]
-    assert [config.on_chip for config in found.values()] == [False, False, False, True]
-    assert gpu_orders.ON_CHIP not in gpu_orders.orders(512, 1024, 10, cache, hopper=False)
-
-    taken, forward = [], triton_backend._forward_group
-    monkeypatch.setattr(
-        triton_backend, "_forward_group", lambda w, s, x, *rest: taken.append(len(x)) or forward(w, s, x, *rest)
-    )
-    monkeypatch.setattr(gpu_orders, "milliseconds", milliseconds)
-    (size,) = gpu_orders.TOY_SIZES
-    found = gpu_orders.compare(size, "forward+backward", True, 60)
-    assert taken == [3, 2, 1]
-    faster = {row["contender"]: row["faster"] for row in found["rows"]}
-    assert faster == {gpu_orders.PASS_BY_PASS: 1, "groups of 2": 1, gpu_orders.ON_CHIP: 4}
-    report = gpu_orders.report({f"{gpu_orders.NAME}, 3 x 40 x 3 forward": {"found": found, "conditions": HERE}})
-    assert "| 3 x 40 x 3 forward | groups of 2 | 8.0000 | 5.6000 | 10.4000 | 1.00 | " in report
 
 
 def test_what_the_compiler_puts_into_graphs_is_checked_as_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,7 @@ def test_a_peak_that_is_not_found_loses_its_row_alone(monkeypatch: pytest.Monkey
         return 7
 
     monkeypatch.setattr(gpu_steps, "peak_beside_adam", peak)
-    monkeypatch.setattr(gpu_steps, "milliseconds", lambda calls, rounds, failures: {name: [1.0, 2.0] for name in calls})
+    monkeypatch.setattr(measure, "milliseconds", lambda calls, rounds, failures: {name: [1.0, 2.0] for name in calls})
     rows = {row["contender"]: row for row in gpu_steps.compare(PropertyStep, "clevr6", True, 60)["rows"]}
     assert rows["plain, bf16"][NOT_MEASURED] == "RuntimeError: no memory"
     assert "ms" not in rows["plain, bf16"]
@@ -165,7 +165,8 @@ def test_measured_times_come_into_the_rows(monkeypatch: pytest.MonkeyPatch) -> N
         times = {name: [8.0, 16.0, 24.0] if name == "plain" else [1.0, 2.0, 3.0] for name in calls}
         return {name: ms for name, ms in times.items() if failures is None or name not in failures}
 
-    monkeypatch.setattr(gpu_steps, "milliseconds", milliseconds)
+    for module in (measure, gpu_steps):  # the steps, and the convolutions
+        monkeypatch.setattr(module, "milliseconds", milliseconds)
     found = gpu_steps.compare(PropertyStep, "clevr6", True, 60)
     assert (found["batch"], found["steps"]) == (1, 150_000)
     rows = {row["contender"]: row for row in found["rows"]}
