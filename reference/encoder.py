@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Encoder(nn.Module):
-    """Images [B, C_in, H, W] -> tokens [B, N, C] (Tables 3 and 4; the LayerNorm and the MLP: Appendix E.3)."""
+    """Images [B, C_in, H, W] -> tokens [B, N, C] (Tables 3 and 4; the LayerNorm and the MLP: Appendix E.1)."""
 
     def __init__(self, image_size: int, in_channels: int, channels: int, strides: Sequence[int]) -> None:
         super().__init__()

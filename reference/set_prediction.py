@@ -1,4 +1,4 @@
-"""The paper's set predictor in plain PyTorch, to be read beside its section 3.2 and Appendix E.3.
+"""The paper's set predictor in plain PyTorch, to be read beside its section 2.3 and Appendix E.4.
 
 Every layer is what the appendix says, every target is compared with every prediction, and the pairs of least cost are
 found image by image. The oracle of the fast model, and what it is timed against. It imports nothing else of this

@@ -255,7 +255,10 @@ class SlotAttention(nn.Module):
         attn_over: str = "slots",
         return_all_slots: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Map inputs to slots. Arguments and results are those of `slotattn_fast.SlotAttention.forward`."""
+        """Map inputs to slots.
+
+        Arguments and results are those of `slotattn_fast.SlotAttention.forward`, which checks them; here they are not.
+        """
         if slots_init is None:
             slots_init = self.initial_slots(inputs, self.num_slots if num_slots is None else num_slots, generator)
         slots = slots_init

@@ -5,7 +5,9 @@ Only what parses the arguments is imported here, so that `slotattn --help` takes
 
 import contextlib
 import io
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -45,15 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     Every failure that a user can meet is one line on stderr.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if arguments == ["--version"]:
-        print(f"slotattn-fast {slotattn_fast.__version__}")
-        return 0
     command: Command | None = None
     try:
+        if arguments == ["--version"]:
+            print(f"slotattn-fast {slotattn_fast.__version__}", flush=True)
+            return 0
         command = _parse(arguments)
-        return _run(command)
+        code = _run(command)
+        print(end="", flush=True)
+        return code
     except UsageError as error:
         return _fail(error, 2)
+    except BrokenPipeError:
+        # Whoever reads the output, such as `head`, has seen enough; what is left of it is not to fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         going_on = isinstance(command, Prepare | Generate | Paper)
         return _fail(f"{error}{'; when that is mended the same command goes on' * going_on}", 1)

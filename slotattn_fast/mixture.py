@@ -35,7 +35,7 @@ def reconstruction_loss(maps: Tensor, images: Tensor, backend: str = "auto") -> 
         ValueError: a shape does not fit. TypeError: a type does not. RuntimeError: the named backend cannot serve the
         call; it says why.
 
-    Source: the paper, section 3.1 and Appendix E.3.
+    Source: the paper, section 2.2 and Appendix E.3.
     """
     _check(maps, images)
     chosen = explain_mixture_backend(maps, backend)

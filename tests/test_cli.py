@@ -448,6 +448,17 @@ def test_a_configuration_that_was_edited_is_refused(run: Path, capsys: pytest.Ca
     assert _contents(run) == before
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["data", "info", "tetrominoes"]])
+def test_a_reader_who_has_seen_enough_is_no_failure(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "slotattn_fast.cli", *arguments]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert ended.stderr == ""
+    assert ended.returncode == 128 + signal.SIGPIPE
+
+
 def test_version_and_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"slotattn-fast {slotattn_fast.__version__}\n"

@@ -63,11 +63,19 @@ def test_the_paper_scale_has_the_papers_configurations() -> None:
     assert SEEDS["paper"] == 5
 
 
+@EVERY_SCALE
+@pytest.mark.parametrize("name", ["figure-9", "figure-23"])
+def test_what_needs_gradients_through_all_iterations_is_compared_with_what_has_them(name: str, scale: Scale) -> None:
+    models = [task_of(training_of(arm, scale).config).model_config() for arm in EXPERIMENTS[name].arms]
+    assert not any(model.implicit for model in models)
+
+
 def test_claims_are_about_what_is_measured() -> None:
     for name, experiment in EXPERIMENTS.items():
         arms = {arm.label: arm for arm in experiment.arms}
         assert len(arms) == len(experiment.arms), name
         for claim in experiment.claims:
+            assert claim.distance in DISTANCES
             for point in (claim.better, claim.worse):
                 assert point.setting in arms[point.arm].settings, (name, point)
 

@@ -1,12 +1,14 @@
 """What is said of results: scores over seeds, verdicts on the paper's findings, failed seeds."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from slotattn_fast.paper.experiments import Arm, Claim, Point
-from slotattn_fast.paper.results import Found, Verdict, score, seconds, verdict
+from slotattn_fast.paper.results import Found, Verdict, machine, score, seconds, verdict
 from slotattn_fast.paper.trainings import training_of
 from slotattn_fast.report.tables import DISTANCES
 from slotattn_fast.train.setting import DEFAULT, Setting
@@ -50,6 +52,20 @@ def test_a_verdict_tells_the_numbers() -> None:
     assert verdict(claim, [found("mean", {0: 0.9, 1: 0.8}), found("sum", {0: 0.5})]).text.endswith(", 2 and 1 seeds")
 
 
+def test_a_seed_without_a_result_is_told_and_is_not_above() -> None:
+    claim = Claim(Point("a"), Point("b"))
+    best, worst = found("a", {0: 0.9, 1: 0.8}), found("b", {0: 0.5, 1: 0.4})
+    diverged = {2: "the loss is not finite", 3: "not trained to its end"}
+    said = verdict(claim, [replace(best, broken=diverged), worst])
+    assert said.word == "leans so"
+    assert said.text.endswith(" %, 2 seeds; 2 seeds of a without a result")
+    said = verdict(claim, [best, replace(worst, broken={2: diverged[2]})])
+    assert said.word == "as published"
+    assert said.text.endswith(" %, 2 seeds; 1 seed of b without a result")
+    said = verdict(claim, [best, replace(found("b", {}), broken=diverged)])
+    assert said == Verdict("no result", "a above b; 2 seeds of b without a result")
+
+
 def test_one_arm_is_compared_seed_by_seed() -> None:
     arm = Arm("T", "tetrominoes", settings=(Setting(iters=1), Setting(iters=3)))
     scores = {1: (0.5, 0.8), 3: (0.6, 0.9)}  # seed 1 with one iteration is above seed 0 with three
@@ -90,6 +106,9 @@ def test_a_seed_of_a_much_higher_loss_has_failed() -> None:
     made = found("a", {0: 0.9, 1: 0.1, 2: 0.9})
     made.results[DEFAULT][1]["train_loss"] = 2.5  # type: ignore[index]
     assert made.outliers() == {1: 2.5}
+    others = {seed: {**result, "fg_ari": 0.5} for seed, result in made.results[DEFAULT].items()}
+    first_of_one_seed = {DEFAULT: {0: made.results[DEFAULT][0]}, Setting(iters=5): others}
+    assert replace(made, results=first_of_one_seed).outliers() == {1: 2.5}
     for seed in made.results[DEFAULT]:
         made.results[DEFAULT][seed]["train_loss"] = 0.0  # type: ignore[index]
     assert made.outliers() == {}
@@ -100,3 +119,16 @@ def test_seconds_are_those_of_all_rows(tmp_path: Path) -> None:
     assert seconds(tmp_path, config) is None
     (tmp_path / "metrics.csv").write_text("step,loss,lr,images_per_second\n50,1,1,100.0\n100,1,1,200.0\n")
     assert seconds(tmp_path, config) == pytest.approx(50 * 16 / 100 + 50 * 16 / 200)
+
+
+COMMIT = "0123456789" * 4
+
+
+@pytest.mark.parametrize(
+    ("commit", "told"),
+    [(COMMIT, "commit 0123456"), (f"{COMMIT}-dirty", "commit 0123456-dirty"), (None, "no checkout")],
+)
+def test_the_commit_of_a_run_is_told_with_what_differed(tmp_path: Path, commit: str | None, told: str) -> None:
+    env = {"device": "cpu", "device_name": "CPU", "threads": 2, "torch": "2.13", "slotattn_fast": "0.1"}
+    (tmp_path / "env.json").write_text(json.dumps({**env, "commit": commit}))
+    assert machine(tmp_path) == f"CPU, 2 threads, torch 2.13, slotattn-fast 0.1 ({told})"

@@ -14,7 +14,7 @@ from slotattn_fast.train import discovery
 from slotattn_fast.train.config import PRESETS
 
 PAPER = [name for name in PRESETS["discovery"] if name != "quick"]
-# Data, K, image size, channels, most objects: sections 4.1 and E.3, Tables 3 to 6.
+# Data, K, image size, channels, most objects: section 4.1, Appendix E.1 and E.8, Tables 3 to 6.
 FIGURES = {
     "tetrominoes": ("tetrominoes", 4, 35, 3, None),
     "multi-dsprites": ("multi-dsprites-colored-on-grayscale", 6, 64, 3, None),

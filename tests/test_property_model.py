@@ -82,7 +82,7 @@ def test_the_papers_sizes_and_parameters() -> None:
     model, plain = PropertyPrediction(PropertyConfig()), SetPredictor()
     plain.load_state_dict(model.state_dict())
     assert model.encoder.size == 32
-    # Appendix E.3 and Algorithm 1, weights and biases summed by hand.
+    # Appendix E.1 and E.4 and Algorithm 1, weights and biases summed by hand.
     parts = (model.encoder, model.slot_attention, model.classifier)
     assert [sum(p.numel() for p in part.parameters()) for part in parts] == [321_024, 54_336, 64 * 65 + 65 * 19]
     # Last, as Adam keeps its moments in this order.

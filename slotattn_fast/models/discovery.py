@@ -40,7 +40,7 @@ class Iterations(NamedTuple):
 class ObjectDiscovery(ImageSlots):
     """Convolutional encoder, Slot Attention or the baseline in its place, spatial broadcast decoder.
 
-    Train it with `loss`. Source: the paper, section 3.1, Appendix E.3, for the baseline E.5.
+    Train it with `loss`. Source: the paper, section 2.2, Appendix E.1 and E.3, for the baseline E.5.
     """
 
     config: DiscoveryConfig
@@ -91,7 +91,7 @@ class ObjectDiscovery(ImageSlots):
             noise: as in `forward`.
 
         Returns it in float32, or in float64 of a model in that type, also under autocast. Raises ValueError as
-        `forward` does. Source: the paper, section 3.1.
+        `forward` does. Source: the paper, sections 2.2 and 4.1.
         """
         slots = self.slots(self.tokens(images), noise=noise)
         return reconstruction_loss(self.decoder.maps(slots), images, self.config.backend)

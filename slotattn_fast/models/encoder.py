@@ -22,7 +22,7 @@ class Encoder(nn.Module):
         size: side of the map that the tokens are the rows of; N = size^2. That is H / product of strides, each
             quotient rounded up.
 
-    Source: the paper, Tables 3 and 4, Appendix E.3; LayerNorm epsilon 1e-3 from its released code.
+    Source: the paper, Tables 3 and 4, Appendix E.1; LayerNorm epsilon 1e-3 from its released code.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from slotattn_fast.modules import SlotAttention
 class ImageSlots(nn.Module):
     """Convolutional encoder, and Slot Attention or the baseline in its place.
 
-    Source: the paper, section 3, Appendix E.3, for the baseline E.5.
+    Source: the paper, section 2, Appendix E.1, for the baseline E.5.
     """
 
     config: SlotsConfig

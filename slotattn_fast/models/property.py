@@ -26,7 +26,7 @@ class PropertyPrediction(ImageSlots):
     """Convolutional encoder, Slot Attention or the baseline in its place, and an MLP that reads the slots.
 
     A prediction has 19 numbers from 0 to 1, as `slotattn_fast.data.properties.LAYOUT` names them. Train it with `loss`.
-    Source: the paper, section 3.2, Appendix E.3, for the baseline E.5.
+    Source: the paper, section 2.3, Appendix E.4, for the baseline E.5.
     """
 
     config: PropertyConfig
@@ -124,7 +124,7 @@ def set_loss(predictions: Tensor, targets: Tensor, coordinate_scale: float = 1) 
     Raises:
         ValueError: the shapes differ.
 
-    Source: the paper, section 3.2 and Appendix C.2; delta = 1 from its released code.
+    Source: the paper, section 2.3 and Appendix E.4; the scale: Appendix C.2.
     """
     if predictions.shape != targets.shape or predictions.shape[-1] != NUM_FEATURES:
         raise ValueError(

@@ -7,7 +7,7 @@ from slotattn_fast.models.slots_config import SlotsConfig
 
 @dataclass(frozen=True)
 class PropertyConfig(SlotsConfig):
-    """Sizes of the set predictor, by default the paper's for CLEVR10 (Appendix E.3); the rest as in `SlotsConfig`.
+    """Sizes of the set predictor, by default the paper's for CLEVR10 (Appendix E.4); the rest as in `SlotsConfig`.
 
     Raises TypeError or ValueError, naming the field, for a value that cannot be built.
     """

@@ -50,7 +50,7 @@ def plot(path: Path, panels: Sequence[Panel]) -> None:
             _bars(ax, panel)
         else:
             _curves(ax, panel)
-        ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel, ylim=(0, 100))
+        ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel, ylim=(min(0, ax.get_ylim()[0]), 100))
         ax.set_title(panel.title, fontsize=10)
         ax.grid(axis="y", color="0.9")
         ax.set_axisbelow(True)

@@ -37,8 +37,8 @@ class Found:
 
     def outliers(self) -> dict[int, float]:
         """Seeds that failed, as `report.tables.FAILED` says, and how many times the lowest training loss theirs is."""
-        first = next(iter(self.results.values()), {})
-        return failed_runs({seed: result["train_loss"] for seed, result in first.items()})
+        every = (result for results in self.results.values() for result in results.items())
+        return failed_runs({seed: result["train_loss"] for seed, result in every})
 
 
 def percent(arm: Arm, result: Result, distance: str | None = None) -> float | None:
@@ -120,24 +120,31 @@ class Verdict:
 def verdict(claim: Claim, found: Sequence[Found], data: Path | None = None) -> Verdict:
     """As published if, with two seeds or more, every seed of the one is above every seed of the other.
 
-    Of one training under two settings, every seed is compared with itself. Failed seeds count too.
+    Of one training under two settings, every seed is compared with itself. Seeds that failed count too; those that have
+    no result, as they diverged or are not at their end, are told, and where the better has any it is not above.
     """
+    better_of, worse_of = (_of(point, found) for point in (claim.better, claim.worse))
     better, worse = (_values(point, found, claim.distance, data) for point in (claim.better, claim.worse))
-    paired = _of(claim.better, found).training == _of(claim.worse, found).training
+    paired = better_of.training == worse_of.training
+    broken = {each.arm.label: len(each.broken) for each in (better_of, worse_of) if each.broken}
+    without = "".join(
+        f"; {count} seed{'s' * (count != 1)} of {label} without a result" for label, count in broken.items()
+    )
     if paired:
         seeds = better.keys() & worse.keys()
         better, worse = ({seed: values[seed] for seed in sorted(seeds)} for values in (better, worse))
     if not better or not worse:
-        return Verdict(NO_RESULT, _told(claim))
+        return Verdict(NO_RESULT, _told(claim) + without)
     above = all(better[seed] > worse[seed] for seed in better) if paired else min(better.values()) > max(worse.values())
+    above = above and not better_of.broken
     means = [mean_and_deviation(list(values.values())).mean for values in (better, worse)]
     counts = [len(better), len(worse)]
     word = AS_PUBLISHED if above and min(counts) > 1 else LEANS if means[0] > means[1] else NOT_SO
     number = " and ".join(map(str, dict.fromkeys(counts)))
-    metric = f"AP ({claim.distance})" if is_property(_of(claim.better, found).training) else "FG-ARI"
+    metric = f"AP ({claim.distance})" if is_property(better_of.training) else "FG-ARI"
     return Verdict(
         word,
-        f"{_told(claim)}: {metric} {score(better)} and {score(worse)} %, {number} seed{'s' * (number != '1')}",
+        f"{_told(claim)}: {metric} {score(better)} and {score(worse)} %, {number} seed{'s' * (number != '1')}{without}",
     )
 
 
@@ -166,6 +173,11 @@ def seconds(run: Path, config: TrainConfig) -> float | None:
     return sum(row.steps * config.batch_size / row.images_per_second for row in rows)
 
 
+def _commit(commit: str | None) -> str:
+    """As env.json has it, but short."""
+    return "no checkout" if commit is None else f"commit {commit[:7]}{'-dirty' * commit.endswith('-dirty')}"
+
+
 def machine(run: Path) -> str:
     """Where a run was made, and with what."""
     try:
@@ -173,7 +185,7 @@ def machine(run: Path) -> str:
         threads = f", {env['threads']} thread{'s' * (env['threads'] != 1)}" if env["device"] == "cpu" else ""
         return (
             f"{env['device_name']}{threads}, torch {env['torch']}, slotattn-fast {env['slotattn_fast']} "
-            f"(commit {str(env['commit'])[:7]})"
+            f"({_commit(env['commit'])})"
         )
-    except (RunError, KeyError, TypeError):
+    except (RunError, KeyError, TypeError, AttributeError):
         return "a machine that is not known, as env.json is damaged"

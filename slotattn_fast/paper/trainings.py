@@ -43,10 +43,10 @@ class Job(NamedTuple):
 def training_of(arm: Arm, scale: Scale, data: Path | None = None) -> Training:
     """`data` is a folder of prepared folders: those under the names of data sets take the place of look-alikes."""
     name, config = base(scale, arm.base)
-    model = {**config.model, **{key: value for key, value in arm.changes.items() if key not in _RUN_FIELDS}}
-    changed = replace(config, model=model, **{k: v for k, v in arm.changes.items() if k in _RUN_FIELDS})
-    differing = [key for key in arm.changes if _value(changed, key) != _value(config, key)]
-    words = [f"-{key.replace('_', '-')}-{arm.changes[key]}" for key in differing if arm.changes[key] is not None]
+    differing = {key: value for key, value in arm.changes.items() if value != _value(config, key)}
+    model = {**config.model, **{key: value for key, value in differing.items() if key not in _RUN_FIELDS}}
+    changed = replace(config, model=model, **{k: v for k, v in differing.items() if k in _RUN_FIELDS})
+    words = [f"-{key.replace('_', '-')}-{value}" for key, value in differing.items() if value is not None]
     prepared = prepared_in(data, changed.data, _image_size(changed))
     if prepared is not None:
         changed = replace(changed, data=str(prepared), scenes=None)

@@ -30,15 +30,15 @@ class TrainConfig:
     batch_size: int
     """Images a step."""
     lr: float
-    """Learning rate that the warm-up ends at."""
+    """Learning rate before the decay, which the warm-up leads to."""
     warmup_steps: int
     """Steps of linear warm-up from 0."""
     decay: Decay
-    """How the rate falls: "exponential", halved every `decay_steps`; "cosine", to 0 at the last step; "none"."""
+    """How the rate falls: "exponential", halved every `decay_steps`; "cosine", to 0 where the steps end; "none"."""
     decay_steps: int | None
     """Steps in which the learning rate halves, None unless `decay` is "exponential"."""
     precision: Precision
-    """Lightning Fabric's name: "32-true", or "bf16-mixed" for bfloat16 autocast."""
+    """Lightning Fabric's name: "32-true", where PyTorch lets a GPU's convolutions use TF32; "bf16-mixed", autocast."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the model's configuration that differ from its defaults; all of them in a run's config.json."""
     data_sha256: str | None = None
@@ -121,8 +121,8 @@ class TrainConfig:
 def from_json(values: Mapping[str, Any]) -> TrainConfig:
     """The configuration that `dataclasses.asdict` turned into `values`, after a journey through JSON.
 
-    A field that runs of before did not have takes its default. Raises ValueError for a field that is missing, unknown
-    or of a value that cannot be used.
+    `scenes`, which runs of before did not have, may be missing. Raises ValueError for another field that is missing,
+    and for one that is unknown or of a value that cannot be used.
     """
     known, came = {f.name for f in fields(TrainConfig)}, set(values)
     if came - known or known - came - {"scenes"}:
@@ -131,7 +131,7 @@ def from_json(values: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**{**values, "model": model})
 
 
-# The paper's section 4.1 and appendix E, with the authors' released settings.
+# The paper's section 4.1 and Appendix E, with the authors' released settings.
 PAPER_TETROMINOES = TrainConfig(
     task="discovery",
     data="tetrominoes",
@@ -211,7 +211,7 @@ QUICK = TrainConfig(
     },
 )
 
-# The paper's section 4.2 and appendix E.3, with the authors' released settings: all of CLEVR.
+# The paper's section 4.2 and Appendix E, with the authors' released settings: all of CLEVR.
 PAPER_CLEVR10_PROPERTIES = TrainConfig(
     task="property",
     data="clevr",

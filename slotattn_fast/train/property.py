@@ -92,8 +92,8 @@ class PropertyTask:
 
         Returns ap, by distance, of None without properties; ap_by_objects, the same and the scenes by number of
         objects, empty without properties; attention_ari, the mean FG-ARI of the last attention at the encoder's
-        resolution, None without labels or attention; scenes, objects (None without properties), seconds, and what it
-        was measured with: data, max_objects, num_slots, iters.
+        resolution, over the scenes with a foreground pixel there, None without labels or attention; scenes, objects
+        (None without properties), seconds, and what it was measured with: data, max_objects, num_slots, iters.
         """
         began = time.perf_counter()
         used = setting.of(self.config)

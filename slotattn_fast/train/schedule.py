@@ -1,4 +1,4 @@
-"""The learning rate: the paper's (section 4), linear warm-up times exponential decay, and what may take its place."""
+"""The learning rate: the paper's (Appendix E.6), linear warm-up times exponential decay, and what may replace it."""
 
 import math
 
@@ -10,7 +10,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
     Step 0 therefore trains at rate 0 whenever there is a warm-up, as in the authors' released code; `warmup_steps = 0`
     means none. The exponential decay, 0.5 ** (step / decay_steps), is continuous and runs from step 0 on. The cosine is
-    1 at step 0 and 0 at the last (Loshchilov and Hutter, 2017, equation 5).
+    1 at step 0 and would be 0 at the step after the last (Loshchilov and Hutter, 2017, equation 5).
     """
     warmup = min(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
     decay = 1.0

@@ -15,7 +15,7 @@ _WARMUP_STEPS = 3
 
 
 def make_adam(model: nn.Module, lr: float, *, capturable: bool) -> torch.optim.Adam:
-    """The paper's optimiser (section 4): Adam without weight decay. `capturable`: its rate lives on the device."""
+    """The paper's optimiser (section 4.1): Adam without weight decay. `capturable`: its rate lives on the device."""
     learned = [p for p in model.parameters() if p.requires_grad]
     rate = torch.tensor(lr, device=learned[0].device) if capturable else lr
     return torch.optim.Adam(learned, lr=rate, betas=(0.9, 0.999), eps=1e-8, fused=True, capturable=capturable)
