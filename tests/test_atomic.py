@@ -60,3 +60,24 @@ def test_processes_may_write_the_same_file_at_once(tmp_path: Path) -> None:
         file.write(b" longer")
     assert path.read_bytes() == b"new, and longer"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_all_is_on_the_disk_when_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content before it has its name, so that a power cut leaves one of the two."""
+    done: list[object] = []
+    fsync, put = os.fsync, os.replace
+
+    def synced(number: int) -> None:
+        fsync(number)
+        stat = os.fstat(number)
+        done.append("folder" if os.path.samestat(stat, tmp_path.stat()) else stat.st_size)
+
+    def renamed(source: Path, path: Path) -> None:
+        put(source, path)
+        done.append("renamed")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"new")
+    assert done == [3, "renamed", "folder"]

@@ -59,6 +59,14 @@ def test_steps_train_on_the_scenes_of_the_seed_one_after_the_other(drawn: list[t
     np.testing.assert_array_equal(images[1].numpy(), sample_tetrominoes(5, [24, 25, 26])["images"])
 
 
+def test_so_many_scenes_come_again_each_once_an_epoch(drawn: list[tuple[int, list[int]]]) -> None:
+    task = Discovery(config(batch_size=5, seed=5, scenes=5))
+    with closing(task.batches(0, Fabric(accelerator="cpu", devices=1))) as batches:
+        epochs = [sorted(map(bytes, batch["images"].numpy())) for batch in islice(batches, 3)]
+    assert epochs == [sorted(map(bytes, sample_tetrominoes(5, range(5))["images"]))] * 3
+    assert drawn == [(5, [0, 1, 2, 3, 4])]
+
+
 def test_held_out_scenes_are_320_that_no_seed_trains_on(drawn: list[tuple[int, list[int]]]) -> None:
     assert Discovery(config()).measure(ObjectDiscovery(MODEL))["scenes"] == 320
     assert {seed for seed, _ in drawn} == {0}
@@ -162,26 +170,38 @@ def test_without_an_object_in_any_scene_there_is_no_score(tmp_path: Path, capsys
     assert capsys.readouterr().out.startswith(said)
 
 
-def test_a_run_is_held_to_the_data_that_it_began_with(tmp_path: Path) -> None:
-    folder, again = tmp_path / "data", tmp_path / "again"
+def test_a_run_is_held_to_the_data_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, folder, again = tmp_path / "run", tmp_path / "data", tmp_path / "again"
+    uses = (
+        lambda: train(run, configuration(run)),
+        lambda: evaluate(run, DEFAULT),
+        lambda: show(run, DEFAULT),
+    )
     generate("tetrominoes", folder, train=4, held_out=2)
-    of = config(data=str(folder), steps=1, batch_size=2, device="cpu")
-    create(of, tmp_path / "run")
+    create(config(data=str(folder), steps=1, batch_size=2, device="cpu"), run)
     shutil.rmtree(folder)
+    for use in uses:
+        with pytest.raises(RunError, match="data: the run's data is not there; put it back, or say by --data where"):
+            use()
     generate("tetrominoes", folder, train=4, held_out=3)
-    for use in (
-        lambda run: train(run, configuration(run)),
-        lambda run: evaluate(run, DEFAULT),
-        lambda run: show(run, DEFAULT),
-    ):
+    for use in uses:
         with pytest.raises(RunError, match="not the data that the run began with; put that back, or say by --data"):
-            use(tmp_path / "run")
+            use()
     # The same contents made anew, elsewhere or later, are the same data.
-    shutil.rmtree(folder)
     generate("tetrominoes", again, train=4, held_out=2)
+    monkeypatch.chdir(tmp_path)
+    assert configuration(run, data="again").data == str(again)
+    assert cli.main(["train", "resume", str(run), "--data", "again"]) == 0
+    assert read_evaluation(run / "eval.json", "discovery")["scenes"] == 2
+    shutil.rmtree(folder)
     again.rename(folder)
-    assert train(tmp_path / "run", configuration(tmp_path / "run"))["scenes"] == 2
-    evaluate(tmp_path / "run", DEFAULT)
+    evaluate(run, DEFAULT)
+
+
+def test_a_run_that_draws_its_data_has_no_folder_of_it(tmp_path: Path) -> None:
+    create(config(device="cpu"), tmp_path / "run")
+    with pytest.raises(ValueError, match="data: got 'x', expected nothing: the run draws tetrominoes while it trains"):
+        configuration(tmp_path / "run", data="x")
 
 
 def test_a_data_set_that_needs_greyscale_says_so(tmp_path: Path) -> None:

@@ -258,6 +258,7 @@ def test_the_papers_sizes():
         ({"iters": -1}, ValueError, "iters: got -1, expected at least 0"),
         ({"slot_dim": 64.0}, TypeError, "slot_dim: got 64.0, expected an integer"),
         ({"encoder_strides": [1, 1]}, TypeError, r"encoder_strides: got \[1, 1\], expected a tuple"),
+        ({"encoder_strides": (5, 4)}, ValueError, r"got \(5, 4\), expected none larger than .* is 3 wide for 4"),
         ({"decoder_strides": ()}, ValueError, r"decoder_strides: got \(\), expected at least one stride"),
         ({"decoder_strides": (6,)}, ValueError, r"decoder_strides: got \(6,\).*from 1 to 5"),
         ({"broadcast_size": 2}, ValueError, r"broadcast_size: got 2.*enlarge to 8, expected at least image_size=11"),

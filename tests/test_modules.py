@@ -17,7 +17,7 @@ from compare import assert_error_at_most_twice, assert_same, normal, perturb, re
 from torch import Tensor, nn
 
 import slotattn_fast
-from slotattn_fast import MultiHeadSlotAttention, SlotAttention, reference
+from slotattn_fast import MultiHeadSlotAttention, SlotAttention, reference, slot_attention
 
 DROP_INS = [
     (SlotAttention, peer.SlotAttention, (5, 12, 4, 1e-3, 17)),
@@ -127,6 +127,24 @@ def test_heads_of_the_paper_s_class() -> None:
     other = SlotAttention(5, 12, heads=3, dim_head=5)
     inputs = normal(2, 9, 12, dtype=torch.float32)
     assert_same(results(one, inputs, return_attn=True), results(other, inputs, return_attn=True), 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"heads": 3}])
+def test_the_function_gives_the_module_s_slots(options: dict[str, int]) -> None:
+    """From its parameters, where nothing else is said."""
+    module = perturb(SlotAttention(5, 12, **options))
+    inputs, slots = normal(3, 31, 12, dtype=torch.float32), normal(3, 5, 12, seed=5, dtype=torch.float32)
+    found = slot_attention(inputs, slots, dict(module.named_parameters()), **options)
+    assert torch.equal(found, module(inputs, slots_init=slots))
+
+
+def test_the_function_s_defaults_are_the_module_s() -> None:
+    of_module = {
+        **inspect.signature(SlotAttention.forward).parameters,
+        **inspect.signature(SlotAttention.__init__).parameters,
+    }
+    optional = [p for p in inspect.signature(slot_attention).parameters.values() if p.default is not p.empty]
+    assert {p.name: p.default for p in optional} == {p.name: of_module[p.name].default for p in optional} | {"heads": 1}
 
 
 def test_results_have_the_documented_shapes() -> None:

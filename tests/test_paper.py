@@ -1,7 +1,7 @@
 """`slotattn paper` from the command to its report, with models that train in a moment."""
 
 import json
-import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from child import exit_code, start_child
 from tiny import TINY
 
 from slotattn_fast import cli
+from slotattn_fast.data.prepare import generate
 from slotattn_fast.lock import locked
 from slotattn_fast.paper import bases, runner
 from slotattn_fast.paper.document import (
@@ -99,6 +101,17 @@ def test_from_the_command_to_the_report(tmp_path: Path, capsys: pytest.CaptureFi
     assert smoke(out, "figure-7", "--seeds", "3") == 0
     assert all(p.stat().st_mtime_ns == then for p, then in before.items() if p.is_file())
     assert "| object discovery: weighted mean | 3 |" in (out / "report.md").read_text()
+
+
+def test_prepared_folders_take_the_place_of_look_alikes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, folder = tmp_path / "out", generate("tetrominoes", tmp_path / "tetrominoes", train=4, held_out=4).path
+    for words in ((), ("--report-only",)):
+        assert smoke(out, "figure-3", "--data", str(tmp_path), *words) == 0
+        assert f" --data {folder} " in (out / "report.md").read_text()
+        (out / "report.md").unlink()
+    assert "tetrominoes: a generated look-alike stands in; `slotattn data generate` made" in capsys.readouterr().out
+    config = json.loads((out / "runs" / "tetrominoes-seed-0" / "config.json").read_bytes())
+    assert config["data"] == str(folder)
 
 
 def test_a_stopped_run_goes_on(
@@ -206,17 +219,9 @@ def test_a_run_of_another_process_is_waited_for(tmp_path: Path, monkeypatch: pyt
     assert run_folder.is_complete(run)
 
 
-def _work(out: Path) -> None:
-    smoke(out, "figure-3", "--seeds", "4")
-
-
 def test_processes_share_a_folder(tmp_path: Path) -> None:
-    workers = [multiprocessing.get_context("fork").Process(target=_work, args=(tmp_path,)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    workers = [start_child(lambda: os._exit(smoke(tmp_path, "figure-3", "--seeds", "4"))) for _ in range(2)]
+    assert [exit_code(worker) for worker in workers] == [0, 0]
     assert all(run_folder.is_complete(run) for run in (tmp_path / "runs").iterdir())
     assert len(list((tmp_path / "runs").iterdir())) == 4
 
@@ -224,11 +229,13 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
 def test_the_folder_of_a_process_that_is_making_it_is_waited_for(tmp_path: Path) -> None:
     # Not forked: it would inherit the lock that it is to wait for.
     code = "import sys; from pathlib import Path; from slotattn_fast.paper.runner import open_folder; "
-    code += "open_folder(Path(sys.argv[1]), 'smoke', [])"
+    code += "print('ready', flush=True); open_folder(Path(sys.argv[1]), 'smoke', [])"
     with locked(tmp_path / "lock", None):
-        worker = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+        worker = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"ready\n"
         with pytest.raises(subprocess.TimeoutExpired):
-            worker.wait(8)
+            worker.wait(1)
         assert not (tmp_path / "paper.json").exists()
     assert worker.wait(60) == 0
     assert (tmp_path / "paper.json").exists()

@@ -6,15 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from slotattn_fast import cli
 from slotattn_fast.data.prepare import generate
-from slotattn_fast.paper import runner
+from slotattn_fast.paper import plots, runner
 from slotattn_fast.paper.bases import Scale
-from slotattn_fast.paper.experiments import EXPERIMENTS, Arm
-from slotattn_fast.paper.report import write_report
+from slotattn_fast.paper.experiments import EXPERIMENTS, ITERATIONS, Arm
+from slotattn_fast.paper.forms import iteration_curves, object_curves, score_bars
+from slotattn_fast.paper.plots import Bars, Curves, Panel
+from slotattn_fast.paper.report import _hours, write_report
+from slotattn_fast.paper.results import Found, collect
 from slotattn_fast.paper.trainings import training_of
 from slotattn_fast.report.tables import DISTANCES
 from slotattn_fast.train import run_folder
@@ -60,6 +66,11 @@ def report(out: Path, *names: str, scale: Scale = "quick") -> str:
     return (out / "report.md").read_text()
 
 
+def begun(out: Path, name: str) -> list[Found]:
+    """Of the experiment, the arms that have a run."""
+    return [found for found in collect(EXPERIMENTS[name], "quick", out) if found.runs]
+
+
 def test_scores_beside_the_published(tmp_path: Path) -> None:
     runner.open_folder(tmp_path, "quick", [])
     clevr6, mlp, *_ = EXPERIMENTS["table-2"].arms
@@ -80,6 +91,23 @@ def test_scores_beside_the_published(tmp_path: Path) -> None:
         "- data, generated look-alikes of: clevr-with-masks",
     ):
         assert line in text
+    (bars,) = score_bars(begun(tmp_path, "table-2"))
+    assert (bars.title, bars.ylabel, bars.groups) == ("CLEVR6", "FG-ARI, %", ("FG-ARI",))
+    assert bars.arms == {"Slot Attention": [[50, 70, 10]], "Slot MLP": [[5, 5, 5]]}
+
+
+def test_each_number_of_iterations_has_its_score(tmp_path: Path) -> None:
+    runner.open_folder(tmp_path, "quick", [])
+    arm = EXPERIMENTS["figure-2"].arms[0]
+    run = made_up(tmp_path, arm, 0)
+    for number, setting in enumerate(ITERATIONS, 1):
+        run_folder.write_json(run / setting.file(), whole(arm, "quick", setting, fg_ari=number / 8))
+    text = report(tmp_path, "figure-2")
+    assert "| iterations when testing, % | 1 | 2 | 3 | 4 | 5 | 6 | 7 |" in text
+    assert "| Tetrominoes | 12.5 | 25.0 | 37.5 | 50.0 | 62.5 | 75.0 | 87.5 |" in text
+    (curves,) = iteration_curves(begun(tmp_path, "figure-2"))
+    assert (curves.x, curves.ylabel) == ([1, 2, 3, 4, 5, 6, 7], "FG-ARI, %")
+    assert curves.lines == {"Tetrominoes": [[12.5], [25], [37.5], [50], [62.5], [75], [87.5]]}
 
 
 def test_ap_and_attention(tmp_path: Path) -> None:
@@ -103,6 +131,56 @@ def test_ap_and_attention(tmp_path: Path) -> None:
         "slotattn eval RUN --num-slots 10 --max-objects 10",
     ):
         assert line in text
+    (bars,) = score_bars(begun(tmp_path, "figure-5-left"))
+    assert (bars.groups, bars.arms) == (DISTANCES, {"Slot Attention": [[90], [80], [70], [60], [50]]})
+    (curves,) = object_curves(begun(tmp_path, "figure-5-right"))
+    assert curves.x == [3, 4, 5, 6, 7, 8, 9, 10]
+    assert curves.lines["AP (0.125)"] == [[], [50], [], [], [], [], [], []]
+
+
+def drawn(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> Axes:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    plots.plot(Path("plot.png"), [panel])
+    ((ax,),) = (figure.axes for figure in figures)
+    return ax
+
+
+def test_bars_are_means_with_their_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = {"two seeds": [[10, 30], [50]], "nothing yet": [[], []], "below 0": [[-20, -40], [5]]}
+    ax = drawn(Bars("title", "distance", "AP, %", ["inf", "1"], arms), monkeypatch)
+    heights = [[bar.get_height() for bar in bars] for bars in ax.containers]
+    np.testing.assert_allclose(heights, [[20, 50], [np.nan, np.nan], [-30, 5]])
+    seeds = [line.get_ydata().tolist() for line in ax.lines]
+    assert seeds == [[10, 30], [50], [], [], [-20, -40], [5]]
+    for bar, line in zip((bar for bars in ax.containers for bar in bars), ax.lines, strict=True):
+        np.testing.assert_allclose(line.get_xdata(), bar.get_x() + bar.get_width() / 2)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["inf", "1"]
+    assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("title", "distance", "AP, %")
+    low, high = ax.get_ylim()
+    assert low < -40
+    assert high == 100
+
+
+def test_curves_are_means_with_their_deviation(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = {"two seeds": [[10, 30], [], [50]], "nothing yet": [[], [], []], "below 0": [[-1], [-2], [3]]}
+    ax = drawn(Curves("", "iterations", "FG-ARI, %", [1, 2, 4], lines), monkeypatch)
+    shown = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert shown == {"two seeds": [[1, 20], [4, 50]], "below 0": [[1, -1], [2, -2], [4, 3]]}
+    band = ax.collections[0].get_paths()[0].vertices
+    at_one = band[band[:, 0] == 1, 1]
+    assert (at_one.min(), at_one.max()) == pytest.approx((20 - 200**0.5, 20 + 200**0.5))
+    assert ax.get_ylim()[0] < -2
+    above = drawn(Curves("", "", "", [1], {"a": [[50]]}), monkeypatch)
+    assert above.get_ylim() == (0, 100)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2.0 h"), (12_600, "3.5 h")],
+)
+def test_times_are_told_in_the_unit_that_fits(seconds: int, said: str) -> None:
+    assert _hours(seconds) == said
 
 
 def test_of_a_few_steps_nothing_follows(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The folder of a run appears whole or not at all."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,12 @@ def test_a_file_in_its_place_is_told(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(RunError, match="run: a file, expected the folder of a run; move it away, or name another"):
         run_folder.read_config(tmp_path / "run")
+
+
+def test_generated_data_decide_by_their_name_and_prepared_data_by_their_contents() -> None:
+    other = replace(CONFIG, data="multi-dsprites-binarized")
+    assert run_folder.differences(CONFIG, other) == {"data": ("tetrominoes", "multi-dsprites-binarized")}
+    prepared = replace(CONFIG, data="/here", data_sha256="1")
+    assert run_folder.differences(prepared, replace(prepared, data="/there")) == {}
+    changed = replace(prepared, data="/there", data_sha256="2")
+    assert run_folder.differences(prepared, changed) == {"data_sha256": ("1", "2")}

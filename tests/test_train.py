@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import sys
-import threading
 from collections.abc import Callable, Generator
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,7 +22,6 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from slotattn_fast.train import checkpoint, log, loop
 from slotattn_fast.train.config import PRESETS, TrainConfig, from_json
@@ -46,10 +44,6 @@ CONFIG = replace(
     checkpoint_every=5,
     seed=3,
 )
-
-# Children are forked here, and killed: no thread beside, and no lock that they share with this process.
-tqdm.monitor_interval = 0
-tqdm.set_lock(threading.RLock())
 
 
 class Toy:
@@ -176,15 +170,20 @@ def test_equals_a_plain_loop(tmp_path: Path) -> None:
     torch.manual_seed(CONFIG.seed)
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 5))
     optimizer = torch.optim.Adam(model.parameters())
+    losses = []
     for step in range(CONFIG.steps):
         optimizer.param_groups[0]["lr"] = 0.05 * min(1, step / 4) * 0.5 ** (step / 10)
         generator = torch.Generator().manual_seed(seed_of(CONFIG.seed, TRAIN_NOISE, step))
         noise = torch.randn(3, 5, generator=generator)
-        task.loss(model, {"images": task.batch(step), "noise": noise}).backward()
+        loss = task.loss(model, {"images": task.batch(step), "noise": noise})
+        loss.backward()
+        losses.append(loss.item())
         optimizer.step()
         optimizer.zero_grad()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(trained.state_dict()[name], value)
+    means = np.reshape(losses, (-1, CONFIG.log_every)).mean(1)
+    assert [float(row["loss"]) for row in _metrics(tmp_path)] == pytest.approx(means, rel=1e-4)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
