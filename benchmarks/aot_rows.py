@@ -46,7 +46,8 @@ class Case:
     targets: tuple[str, ...] = ("sm_90",)
 
 
-EVERY_TARGET = tuple(TARGETS)
+EVERY_TARGET = ("sm_80", "sm_90", "gfx942")
+LITTLE_SHARED = ("sm_89",)
 CASES = (
     Case("discovery", targets=EVERY_TARGET, dtypes=("bf16", "fp32")),
     Case("discovery", variants=MAPS, targets=EVERY_TARGET),
@@ -73,12 +74,18 @@ CASES = (
     Case("slots 33", K=33, variants=EXTREMES),
     Case("slots 64", K=64, variants=EXTREMES),
     Case("slots 64", K=64, variants=("forward",), targets=("sm_80", "gfx942")),
+    # The most that fit where a program has 99 KB of shared memory.
+    Case("discovery", targets=LITTLE_SHARED, variants=EXTREMES),
+    Case("slots 64", K=64, targets=LITTLE_SHARED, variants=EXTREMES),
+    Case("slots 64", K=64, targets=LITTLE_SHARED, variants=EXTREMES, dtypes=("fp32",)),
+    Case("width 512, slots 16", D_in=512, N=1024, K=16, targets=LITTLE_SHARED, variants=EXTREMES),
+    Case("width 512", D_in=512, N=1024, targets=LITTLE_SHARED, dtypes=("fp32",)),
     Case("heads 4", heads=4, variants=EXTREMES),
     # A block for each program: without a loop, if it is compiled for that.
     Case("one block, slots 10", B=2, N=100, K=10, variants=(*PASSES, *ON_CHIP)),
     Case("one block, slots 20", B=2, N=100, K=20),
     Case("iterations 1", T=1, variants=("backward, inputs",)),
-    Case("iterations 7", T=7, variants=("backward, inputs",)),
+    Case("iterations 8", T=8, variants=("backward, inputs",)),
     Case("masks", mask=True, slot_mask=True),
     Case("no norm", norm=False),
     Case("feature map", nchw=True, variants=("forward, first", *EXTREMES)),
@@ -145,8 +152,11 @@ def attend_launch(case: Case, dtype: str, target: str, which: str = "forward") -
     B, N, D_in, K = case.B, case.N, case.D_in, case.K
     multiprocessors = TARGETS[target].multiprocessors
     sizes = (B, N, D_in, K, case.heads, ITEMSIZE[dtype], multiprocessors)
-    config = kernel_module("launch").attend_config(*sizes, which)
-    at_once = kernel_module("launch").iterations_at_once(config, ITEMSIZE[dtype])
+    config = kernel_module("launch").attend_config(*sizes, which, target == "sm_90")
+    cuda, shared = TARGETS[target].backend == "cuda", TARGETS[target].shared_limit
+    at_once = kernel_module("launch").iterations_at_once(
+        config, ITEMSIZE[dtype], *[kernel_module("launch").query_bytes(shared)] * cuda
+    )
     blocking = config.blocking()
     options = {name: blocking.pop(name) for name in [*blocking] if name.islower()}
     stride_n, stride_d = (1, N) if case.nchw else (D_in, 1)
@@ -161,13 +171,15 @@ def attend_launch(case: Case, dtype: str, target: str, which: str = "forward") -
     arguments |= {"stride_xb": N * D_in, "stride_xn": stride_n, "stride_xd": stride_d}
     arguments |= {"B": B, "N": N, "K": K, "H": case.heads, "blocks": config.blocks, "splits": config.splits}
     arguments |= {"D_IN": D_in, "T": min(case.T, at_once), "ADD": False, "NORM": case.norm, "PRECISION": "ieee"}
+    arguments |= {"BY_DOT": config.by_dot}
     return Launch(arguments, options, -(-N // config.block_n) * B, B * N * D_in * ITEMSIZE[dtype])
 
 
 def map_launch(case: Case, dtype: str, target: str) -> Launch:
     """Of the kernel that writes the attention, a program a block."""
     launch = attend_launch(case, dtype, target)
-    return launch._replace(arguments={**launch.arguments, "splits": launch.tiles // case.B})
+    options = {name: value for name, value in launch.options.items() if name != "maxnreg"}
+    return launch._replace(arguments={**launch.arguments, "splits": launch.tiles // case.B}, options=options)
 
 
 def slots_launch(case: Case, dtype: str, target: str, precision: str = "tf32x3") -> Launch:
@@ -341,7 +353,12 @@ KNOWN = (
         "stack_bytes",
         "products on tensor cores take more registers; a launch in bfloat16 takes 11 and 21 us (gpu-time.md)",
     ),
-    Known(r"(slots (33|64)|heads 4)/forward/.*", "stack_bytes", "too many columns for blocks of 128 inputs"),
+    Known(r"(slots (33|64)|heads 4)/forward/.*", "stack_bytes", "too many columns for the registers", triton="3.6."),
+    Known(
+        r".*/(forward|backward, query)/(bf16|fp16)/sm_90",
+        "stack_bytes",
+        "128 registers, so that four programs are at work at once and not three",
+    ),
     Known(
         r"set prediction, fp64 scalars/on chip/.*",
         "stack_bytes",
@@ -351,7 +368,6 @@ KNOWN = (
     Known(r"set prediction/on chip/fp16/.*", "stack_bytes", "the units of float16 take registers beside the slots"),
     Known(r".*/matching/.*", "fp64", "meant to be: sums of costs are exact enough in float64 alone"),
     Known(r"slots (33|64)/backward, inputs/.*", "async16", NO_COPIES),
-    Known(r"width 512/forward/fp32/gfx942", "shared_bytes", "blocks of 16 inputs, three under way", triton="3.6."),
     Known(r"width (192|256|512)/.*", "async16", NO_COPIES, triton="3.6."),
     Known(r"width (192|256|512)/.*", "wgmma", "blocks of fewer than 64 inputs", triton="3.6."),
 )

@@ -1,9 +1,10 @@
 """The stage `tune`: launch configurations of the passes over the inputs, measured; kernels/launch.py stays as it is.
 gpu_tune_slots.py does the same for the kernels over the slots, gpu_orders.py for the order of a call's launches.
 
-For each shape and each `which` of launch.py, every combination of BLOCK_N, warps, stages and programs a multiprocessor
-is held against the sums of the table's own configuration and timed as a CUDA graph, interleaved with it. bfloat16,
-D_in = 64, T = 3. The compiler takes most of the time: what it has not come to in SECONDS is not tried.
+For each shape and each `which` of launch.py, every combination of BLOCK_N, warps, stages, most registers of a thread
+and programs a multiprocessor is held against the sums of the table's own configuration and timed as a CUDA graph,
+interleaved with it; so is that configuration with the other way to a block outside of dots. bfloat16, D_in = 64, T = 3.
+The compiler takes most of the time: what it has not come to in SECONDS is not tried.
 """
 
 import itertools
@@ -24,6 +25,7 @@ from .reasons import NOT_MEASURED, cell, failed
 WIDTH, ITERS, ROUNDS = 64, 3, 15
 PASSES = ("first", "forward", "query", "inputs")
 BLOCKS, WARPS, STAGES, PROGRAMS = (128, 64, 256, 32), (4, 8), (3, 2), (2, 3, 4, 8)
+REGISTERS = (None, 128, 168) if torch.version.hip is None else (None,)  # 4 and 3 programs of 4 warps on sm_90
 SECONDS = 60.0  # of a part, compiling
 GAIN = 1.03  # less is noise
 TOY_SIZES, TOY_CANDIDATES = ((2, 70, 3),), 2
@@ -42,13 +44,19 @@ def parts(toy: bool) -> dict[str, Part]:
 
 def candidates(base: Config, B: int, N: int, multiprocessors: int) -> list[Config]:
     """The table's configuration first, then all others that differ in what is tuned."""
-    found = [base]
-    for block_n, num_warps, num_stages, programs in itertools.product(BLOCKS, WARPS, STAGES, PROGRAMS):
+    found = [base, base._replace(by_dot=not base.by_dot)]
+    tuned = itertools.product(BLOCKS, WARPS, STAGES, REGISTERS, PROGRAMS)
+    for block_n, num_warps, num_stages, max_registers, programs in tuned:
         tiles = -(-N // block_n)
         blocks = -(-tiles // max(1, min(tiles, programs * multiprocessors // B)))
         found.append(
             base._replace(
-                block_n=block_n, num_warps=num_warps, num_stages=num_stages, blocks=blocks, splits=-(-tiles // blocks)
+                block_n=block_n,
+                num_warps=num_warps,
+                num_stages=num_stages,
+                max_registers=max_registers,
+                blocks=blocks,
+                splits=-(-tiles // blocks),
             )
         )
     return list(dict.fromkeys(found))
@@ -62,7 +70,7 @@ def tune(size: tuple[int, int, int], which: str, toy: bool, seconds: float) -> F
     B, N, K = size
     device = torch.device("cuda" if on_gpu() else "cpu")
     multiprocessors = ops.multiprocessors(device)
-    base = attend_config(B, N, WIDTH, K, 1, 2, multiprocessors, which)
+    base = attend_config(B, N, WIDTH, K, 1, 2, multiprocessors, which, ops.hopper(device))
     configs = candidates(base, B, N, multiprocessors)[: 1 + TOY_CANDIDATES if toy else None]
     call = problem(size, which, device)
     expected = [x.clone() for x in configured(call, base)()]
@@ -128,8 +136,7 @@ def passed(record: Record) -> bool:
 def report(record: Record) -> str:
     """Markdown: for each shape and pass the table's configuration, the best, and whether it is worth a change."""
     lines = [
-        "| B x N x K, pass | launch.py: block, warps, stages, splits | ms | best: block, warps, stages, splits | ms "
-        "| gain | proposed |",
+        f"| B x N x K, pass | launch.py: {SHOWN} | ms | best: {SHOWN} | ms | gain | proposed |",
         "|---|---|---|---|---|---|---|",
     ]
     of_slots = {name: entry for name, entry in record.items() if name.split()[-1] in gpu_tune_slots.KERNELS}
@@ -157,5 +164,9 @@ def report(record: Record) -> str:
     return "\n\n".join(tables) + "\n"
 
 
+SHOWN = "block, warps, stages, splits, most registers, by dot"
+
+
 def shown(row: dict[str, Any]) -> str:
-    return f"{row['block_n']}, {row['num_warps']}, {row['num_stages']}, {row['splits']}"
+    numbers = (row[name] or "-" for name in ("block_n", "num_warps", "num_stages", "splits", "max_registers"))
+    return ", ".join([*map(str, numbers), "yes" if row["by_dot"] else "no"])

@@ -1,7 +1,7 @@
 """Slot Attention over its N inputs: one read of the inputs an iteration, forward and backward.
 
-Symbols and equations are those of README.md beside this file. Pixels lie along the M side of every dot and slots along
-its N side, which is what Hopper's tensor cores take for as few as 8 slots.
+Symbols and equations are those of README.md beside this file. Inputs lie along the M side of every dot and slots along
+its N side, of which Hopper's tensor cores take as few as 8.
 
 Half-precision inputs go into the dots as they are, with LayerNorm applied to the results; float32 inputs are centred in
 registers first, as x . q - mu sum(q) would cancel in float32. What meets them in a dot is rounded to their type, in
@@ -14,6 +14,7 @@ import triton.language as tl
 from .blocks import (
     columns,
     dot,
+    identity,
     normalised_products,
     pair_columns,
     round_in_units,
@@ -28,16 +29,28 @@ from .blocks import (
 
 @triton.jit
 def _queries(query_ptr, i_row, m_c, m_part, D_IN: tl.constexpr, BLOCK_D: tl.constexpr, DTYPE: tl.constexpr):
-    """q' = round(q~) in pairs of columns [BD, 2 C], their sums over D_in [2 C], and c [C], of one image.
+    """q' = round(q~) [BD, C], their sums over D_in [C], and c [C], of one image.
 
-    The odd columns are 0: Hopper's tensor cores are used for 16 columns, by Triton 3.6 not for 8.
+    Where C is 8, columns of 0 lie between them: Triton 3.6 uses Hopper's tensor cores for 16, but not for 8.
     """
     o_d = tl.arange(0, BLOCK_D)
     p_q = query_ptr + i_row * (D_IN + 1)
     b_q = tl.load(p_q[None, :] + o_d[:, None], mask=m_c[None, :] & (o_d[:, None] < D_IN), other=0.0)
-    b_rows = round_to(pair_columns(b_q, tl.zeros_like(b_q)), DTYPE)
+    if b_q.shape[1] < 16:
+        b_q = pair_columns(b_q, tl.zeros_like(b_q))
+    b_rows = round_to(b_q, DTYPE)
     b_c = tl.where(m_part, tl.load(p_q + D_IN, mask=m_c, other=0.0), -float("inf"))
     return b_rows, tl.sum(b_rows.to(tl.float32), 0), b_c
+
+
+@triton.jit
+def _logits(b_x, b_rows, b_row_sums, b_c, b_mean, b_rstd, NORM: tl.constexpr, PRECISION: tl.constexpr):
+    """l_nk = q-_k . x-_n [BN, C], from what `_queries` gave."""
+    CENTRED: tl.constexpr = b_x.dtype == tl.float32
+    b_zq = normalised_products(dot(b_x, b_rows, PRECISION), b_row_sums, b_mean, b_rstd, NORM, CENTRED)
+    if b_zq.shape[1] > b_c.shape[0]:
+        b_zq, _ = split_columns(b_zq)
+    return b_zq + b_c[None, :]
 
 
 # Where it is compiled for blocks = 1 the loop is gone, and ptxas 12.8, that of Triton 3.6, builds the address of an
@@ -67,6 +80,7 @@ def attend_fwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BY_DOT: tl.constexpr,
     NORM: tl.constexpr,
     FIRST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -85,9 +99,10 @@ def attend_fwd_kernel(
     i_first = i_p * blocks * BLOCK_N
     o_n = tl.arange(0, BLOCK_N)
     p_x = x_ptr + i_b * stride_xb + o_n[:, None].to(tl.int64) * stride_xn + o_d[None, :].to(tl.int64) * stride_xd
+    b_identity = identity(BLOCK_D, DTYPE)
     b_y = tl.zeros([BLOCK_D, BLOCK_H * BLOCK_K], tl.float32)
-    b_mass = tl.zeros([BLOCK_N, BLOCK_H * BLOCK_K], tl.float32)
-    b_drift = tl.zeros([BLOCK_N, BLOCK_H * BLOCK_K], tl.float32)
+    b_mass = tl.zeros([BLOCK_N, BLOCK_H * BLOCK_K], tl.float32)  # S_k, by rows of a block
+    b_drift = tl.zeros([BLOCK_N, BLOCK_H * BLOCK_K], tl.float32)  # sum w'_nk mu_n, alike
     for i in range(blocks):
         i_n = i_first + i * BLOCK_N
         m_stored = i_n + o_n < N
@@ -99,9 +114,11 @@ def attend_fwd_kernel(
         b_mean, b_rstd = tl.zeros([BLOCK_N], tl.float32), tl.where(m_n, 1.0, 0.0)  # r = 0 for what is left out
         if NORM:
             if FIRST:
+                # A load that feeds more than dots is not made asynchronous by Triton 3.6, so once more:
                 b_tile = b_x
-                if not CENTRED:
-                    # From the cache: a load that feeds more than dots is not made asynchronous by Triton 3.6.
+                if BY_DOT and DTYPE == tl.bfloat16:
+                    b_tile = dot(b_x, b_identity, PRECISION)
+                elif not CENTRED:
                     b_tile = tl.load(p_x + i_n * stride_xn, mask=m_x, other=0.0, eviction_policy="evict_last")
                 b_mean, b_rstd = row_statistics(b_tile, o_d, norm_eps, D_IN)
                 b_rstd = tl.where(m_n, b_rstd, 0.0)
@@ -113,11 +130,9 @@ def attend_fwd_kernel(
             if CENTRED:
                 b_x -= b_mean[:, None]
 
-        b_z = normalised_products(dot(b_x, b_rows, PRECISION), b_row_sums, b_mean, b_rstd, NORM, CENTRED)
-        b_zq, _ = split_columns(b_z)
-        b_w = (
-            softmax(b_zq + b_c[None, :], BLOCK_H, BLOCK_K, slot_mask_ptr is not None) + b_offset[None, :]
-        )  # a_nk + eps
+        b_l = _logits(b_x, b_rows, b_row_sums, b_c, b_mean, b_rstd, NORM, PRECISION)
+        b_a = softmax(b_l, BLOCK_H, BLOCK_K, slot_mask_ptr is not None)
+        b_w = b_a + b_offset[None, :]  # a_nk + eps
         b_mass += tl.where(m_n[:, None], b_w, 0.0)
         b_wr, b_unit = round_in_units(b_w * b_rstd[:, None], 0, DTYPE)  # w' = round((a_nk + eps) r_n)
         if NORM and not CENTRED:
@@ -180,6 +195,7 @@ def attend_bwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BY_DOT: tl.constexpr,
     T: tl.constexpr,
     ADD: tl.constexpr,
     NORM: tl.constexpr,
@@ -211,6 +227,7 @@ def attend_bwd_kernel(
     p_x = x_ptr + i_b * stride_xb + o_n[:, None].to(tl.int64) * stride_xn + o_d[None, :].to(tl.int64) * stride_xd
     if d_x_ptr is not None:
         p_dx = d_x_ptr + (i_b * N + o_n[:, None]) * D_IN + o_d[None, :]
+    b_identity = identity(BLOCK_D, DTYPE)
     b_dq = tl.zeros([BLOCK_D, C], tl.float32)
     b_dc = tl.zeros([BLOCK_N, C], tl.float32)
     b_drift = tl.zeros([BLOCK_N, C], tl.float32)
@@ -229,8 +246,8 @@ def attend_bwd_kernel(
             if CENTRED:
                 b_x -= b_mean[:, None]
 
-        b_g = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)  # dx^_n
-        b_gx = tl.zeros([BLOCK_N, C], tl.float32)  # dx^_n . x^_n, by columns
+        b_g = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)  # g_n, the gradient at x^_n
+        b_gx = tl.zeros([BLOCK_N, C], tl.float32)  # g_n . x^_n, by columns
         for t in tl.static_range(T):
             b_rows, b_row_sums, b_c, b_ds, b_dy_unit = operands[t]
             b_z = normalised_products(dot(b_x, b_rows, PRECISION), b_row_sums, b_mean, b_rstd, NORM, CENTRED)
@@ -246,18 +263,21 @@ def attend_bwd_kernel(
                 b_dq += dot(tl.trans(b_x), b_dlr, PRECISION) * b_unit
             if d_x_ptr is not None:
                 b_w = b_a + b_offset[None, :]
-                # dx^_n = sum_k dl_nk q~_k + (a_nk + eps) dy_k
+                # g_n = sum over t and k of (a_nk + eps) dy_k + dl_nk q~_k
                 b_pairs, b_unit = round_in_units(pair_columns(b_dl, b_w * b_dy_unit), 1, DTYPE)
                 b_g += dot(b_pairs, tl.trans(b_rows), PRECISION) * b_unit
                 b_gx += b_dl * b_zq + b_w * b_zdy
         if d_x_ptr is not None:
             if NORM:
-                # dx_n = r_n (dx^_n - mean(dx^_n) - x^_n mean(dx^_n * x^_n)), and q~ and dy have mean 0
+                # dx_n = r_n (g_n - mean(g_n) - x^_n mean(g_n * x^_n)), and q~ and dy have mean 0
                 b_s = b_rstd * b_rstd * (tl.sum(b_gx, 1) / D_IN)
                 if CENTRED:
                     b_g = b_rstd[:, None] * b_g - b_s[:, None] * b_x
-                else:  # from the cache, as for the statistics of the forward pass
-                    b_tile = tl.load(p_x + i_n * stride_xn, mask=m_x, other=0.0, eviction_policy="evict_first")
+                else:  # once more, as for the statistics of the forward pass
+                    if BY_DOT and DTYPE == tl.bfloat16:
+                        b_tile = dot(b_x, b_identity, PRECISION)
+                    else:
+                        b_tile = tl.load(p_x + i_n * stride_xn, mask=m_x, other=0.0, eviction_policy="evict_first")
                     b_g = b_rstd[:, None] * b_g - (b_s[:, None] * b_tile.to(tl.float32) - (b_s * b_mean)[:, None])
             else:
                 b_g *= b_rstd[:, None]
@@ -318,9 +338,8 @@ def attend_map_kernel(
         b_mean, b_rstd = row_statistics(b_x, o_d, norm_eps, D_IN)
         if CENTRED:
             b_x -= b_mean[:, None]
-    b_z = normalised_products(dot(b_x, b_rows, PRECISION), b_row_sums, b_mean, b_rstd, NORM, CENTRED)
-    b_zq, _ = split_columns(b_z)
-    b_map = softmax(b_zq + b_c[None, :], BLOCK_H, BLOCK_K, slot_mask_ptr is not None)
+    b_l = _logits(b_x, b_rows, b_row_sums, b_c, b_mean, b_rstd, NORM, PRECISION)
+    b_map = softmax(b_l, BLOCK_H, BLOCK_K, slot_mask_ptr is not None)
     if divisor_ptr is not None:
         b_map += tl.where(m_part, tl.cast(offset, tl.float32), 0.0)[None, :]
         b_map /= tl.load(divisor_ptr + i_b * H * K + i_row, mask=m_c, other=1.0)[None, :]

@@ -50,6 +50,13 @@ def dot(b_left, b_right, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def identity(SIZE: tl.constexpr, DTYPE: tl.constexpr):
+    """[SIZE, SIZE]. Its product with a block is the block to the bit, where what is no operand of a dot can have it."""
+    o = tl.arange(0, SIZE)
+    return round_to(tl.where(o[:, None] == o[None, :], 1.0, 0.0), DTYPE)
+
+
+@triton.jit
 def columns(K, H, slot_mask_ptr, i_b, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
     """Of each column: its row among the h * K of an image, whether there is one, and whether it takes part."""
     o_c = tl.arange(0, BLOCK_H * BLOCK_K)

@@ -7,6 +7,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from . import launch
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -43,8 +45,23 @@ def multiprocessors(device: torch.device) -> int:
 
 
 @cache
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """Of a GPU of NVIDIA, such as (9, 0) of an H200; else None."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
+@cache
+def query_bytes(device: torch.device) -> int:
+    """Of the queries of one image and iteration, how much the kernels over the inputs take."""
+    if capability(device) is None:
+        return launch.MAX_QUERY_BYTES
+    properties = torch.cuda.get_device_properties(device)
+    return launch.query_bytes(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]
+
+
+@cache
 def hopper(device: torch.device) -> bool:
     """Whether it has Hopper's tensor cores, which take operands from shared memory; so does the interpreter."""
-    if device.type != "cuda":
-        return True
-    return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
+    return device.type != "cuda" or (capability(device) or (0, 0))[0] == 9

@@ -3,9 +3,16 @@
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-# Of the queries of one image and iteration, padded, in the inputs' type. In the last backward pass an iteration takes
-# up to five times that of a multiprocessor's shared memory, of which sm_80 has 163 KB for a program.
-MAX_QUERY_BYTES = 32768
+MAX_QUERY_BYTES = 32768  # of the queries of one image and iteration, padded, in the inputs' type
+MAX_ITERATIONS_AT_ONCE = 8  # of the last backward pass; the more, the more stack bytes
+
+
+def query_bytes(shared_bytes: int) -> int:
+    """How much of MAX_QUERY_BYTES a GPU of NVIDIA takes that has so much shared memory for a program.
+
+    In the last backward pass an iteration takes up to five times that: sm_80 has 163 KB, sm_86, sm_89 and sm_120 99.
+    """
+    return MAX_QUERY_BYTES if shared_bytes >= 163 << 10 else MAX_QUERY_BYTES // 2
 
 
 class AttendConfig(NamedTuple):
@@ -17,8 +24,10 @@ class AttendConfig(NamedTuple):
     block_k: int
     blocks: int
     splits: int
+    by_dot: bool  # in bfloat16, whether a block comes by a dot where it is no operand, and not from the cache again
     num_warps: int
     num_stages: int
+    max_registers: int | None  # of a thread, so that more programs are at work at once; None: as many as it takes
 
     def blocking(self) -> dict[str, Any]:
         """The keyword arguments of the kernels of attend.py and of their launch."""
@@ -29,15 +38,18 @@ class AttendConfig(NamedTuple):
             "BLOCK_K": self.block_k,
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
+            **({} if self.max_registers is None else {"maxnreg": self.max_registers}),  # AMD's backend has none
             "enable_fp_fusion": True,  # Triton 3.10 turns it off by default
         }
 
 
 @lru_cache(maxsize=1024)
 def attend_config(
-    B: int, N: int, D_in: int, K: int, heads: int, itemsize: int, multiprocessors: int, which: str
+    B: int, N: int, D_in: int, K: int, heads: int, itemsize: int, multiprocessors: int, which: str, hopper: bool = True
 ) -> AttendConfig:
     """The launch for B images of N inputs of D_in elements of `itemsize` bytes, K slots and `heads` heads.
+
+    `hopper` as `device.hopper` has it.
 
     `which` is "first" (the forward of the first iteration, which has a block in registers too), "forward" (of the
     others, also for maps), "query" (the backward of an iteration) or "inputs" (its last pass, which has the gradient of
@@ -48,7 +60,7 @@ def attend_config(
     block_h = next_power_of_2(heads)
     block_k = max(next_power_of_2(K), 8 // block_h)  # tensor cores take 8 columns or more
     columns = block_h * block_k
-    num_warps, num_stages = 4, 2 if which == "first" else 3
+    num_warps, num_stages, max_registers = 4, 2 if which == "first" else 3, None
     if which == "inputs":
         # 64 inputs are what a warp group's dot takes; fewer only where the rest would not fit.
         block_n = 64 if itemsize == 2 and block_d <= 128 and columns <= 32 else 16
@@ -60,16 +72,31 @@ def attend_config(
         block_n = max(16, min(128, elements // block_d, 2048 // columns))
         if block_d > 256 or columns > (16 if which == "first" else 32):
             num_warps = 8
+        if block_n * block_d * itemsize > 16384:
+            num_stages = 1  # of inputs that are so wide, a GPU with 99 KB of shared memory for a program holds no more
+        if hopper and itemsize == 2 and block_d <= 64 and which != "first":
+            # So that all programs are at work at once, of which there are about four for each multiprocessor.
+            if columns == 8:
+                max_registers = 128
+            elif columns == 16:
+                block_n = 64
     tiles = -(-N // block_n)
     # About four programs for each multiprocessor, so that the last wave costs little.
     splits = max(1, min(tiles, 4 * multiprocessors // max(B, 1)))
     blocks = -(-tiles // splits)
-    return AttendConfig(block_n, block_d, block_h, block_k, blocks, -(-tiles // blocks), num_warps, num_stages)
+    return AttendConfig(
+        *(block_n, block_d, block_h, block_k, blocks, -(-tiles // blocks)),
+        by_dot=hopper and itemsize == 2 and block_d <= 64 <= block_n,
+        num_warps=num_warps,
+        num_stages=num_stages,
+        max_registers=max_registers,
+    )
 
 
-def iterations_at_once(config: AttendConfig, itemsize: int) -> int:
+def iterations_at_once(config: AttendConfig, itemsize: int, query_bytes: int = MAX_QUERY_BYTES) -> int:
     """How many iterations the last backward pass takes in one launch: the queries of all of them stay on the chip."""
-    return max(1, MAX_QUERY_BYTES // (config.block_d * config.block_h * config.block_k * itemsize))
+    fit = query_bytes // (config.block_d * config.block_h * config.block_k * itemsize)
+    return max(1, min(fit, MAX_ITERATIONS_AT_ONCE))
 
 
 class UpdateConfig(NamedTuple):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .arguments import Settings
 from .attend import attend_bwd_kernel, attend_fwd_kernel, attend_map_kernel
-from .device import multiprocessors
+from .device import hopper, multiprocessors, query_bytes
 from .launch import AttendConfig, attend_config, iterations_at_once
 
 # Of float32 dots: Triton 3.6 and 3.9 fail to compile a transposed operand in TF32 for sm_90, so TF32 is not used even
@@ -44,6 +44,7 @@ def attend_forward(
             *(B, N, K, h, config.blocks, config.splits, s.offset, s.norm_eps),
             D_IN=D_in,
             **config.blocking(),
+            BY_DOT=config.by_dot,
             NORM=s.norm_inputs,
             FIRST=first,
             PRECISION=PRECISION,
@@ -71,7 +72,7 @@ def attend_backward(
     """
     (B, N, D_in), (T, _, h, K, _) = inputs.shape, queries.shape
     config = _config(inputs, K, h, "query" if d_inputs is None else "inputs")
-    at_once = iterations_at_once(config, inputs.element_size())
+    at_once = iterations_at_once(config, inputs.element_size(), query_bytes(inputs.device))
     # Of the iterations' parts of dx, which add up; of dq-, only the first is wanted.
     parts = [queries.new_empty(config.splits, *queries.shape[1:]) for _ in range(0, T, at_once)]
     for i, partials in enumerate(parts if parts[0].numel() else []):
@@ -85,6 +86,7 @@ def attend_backward(
             *(B, N, K, h, config.blocks, config.splits, s.offset),
             D_IN=D_in,
             **config.blocking(),
+            BY_DOT=config.by_dot,
             T=these.shape[0],
             ADD=i > 0,
             NORM=s.norm_inputs,
@@ -108,7 +110,7 @@ def attend_map(
     arguments as in `attend_forward`.
     """
     (B, N, D_in), (_, h, K, _) = inputs.shape, query.shape
-    config = _config(inputs, K, h, "forward")
+    config = _config(inputs, K, h, "forward")._replace(max_registers=None)  # a block a program
     maps = torch.empty(B, h, K, N, dtype=dtype, device=inputs.device)
     if maps.numel():
         splits = -(-N // config.block_n)
@@ -126,4 +128,5 @@ def attend_map(
 
 def _config(inputs: Tensor, K: int, heads: int, which: str) -> AttendConfig:
     B, N, D_in = inputs.shape
-    return attend_config(B, N, D_in, K, heads, inputs.element_size(), multiprocessors(inputs.device), which)
+    sizes = (B, N, D_in, K, heads, inputs.element_size())
+    return attend_config(*sizes, multiprocessors(inputs.device), which, hopper(inputs.device))

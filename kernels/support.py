@@ -1,4 +1,4 @@
-"""What the Triton kernels can serve. Neither Triton nor a device is touched here."""
+"""What the Triton kernels can serve. Triton is not imported here."""
 
 import os
 from functools import cache
@@ -6,9 +6,11 @@ from importlib import metadata
 
 import torch
 
-from .launch import MAX_QUERY_BYTES, next_power_of_2
+from . import device as devices
+from .launch import next_power_of_2
 
 MINIMUM_TRITON = (3, 6)
+MINIMUM_CAPABILITY = (8, 0)  # of the kernels over the inputs: bfloat16 in tensor cores, and their shared memory
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_WIDTH = 512  # of an input
 MAX_COLUMNS = 64  # slots times heads, both rounded up to powers of two
@@ -18,7 +20,7 @@ MAX_MATCHED = 64  # rows, and columns
 
 
 def why_not(
-    device_type: str,
+    device: torch.device,
     dtype: torch.dtype,
     input_dim: int,
     num_slots: int,
@@ -26,12 +28,17 @@ def why_not(
     softmax_over: str,
     aggregation: str,
 ) -> str | None:
-    """Why the Triton kernels cannot serve a call on a device of this type ("cpu", "cuda", ...); None if they can.
+    """Why the Triton kernels cannot serve a call on this device; None if they can.
 
     On a CPU they can where TRITON_INTERPRET=1 was set before Triton was imported.
     """
-    if reason := _why_not_device("inputs", device_type):
+    if reason := _why_not_device("inputs", device.type):
         return reason
+    capability, query_bytes = _limits(device)
+    if capability is not None and capability < MINIMUM_CAPABILITY:
+        return "the inputs are on a GPU of compute capability {}.{}, and the kernels need {}.{} or newer".format(
+            *capability, *MINIMUM_CAPABILITY
+        )
     if softmax_over != "slots":
         return f"softmax_over={softmax_over!r}, and the kernels have the softmax over the slots alone"
     if aggregation not in ("mean", "sum"):
@@ -40,12 +47,12 @@ def why_not(
         return reason
     if input_dim > MAX_WIDTH:
         return f"the inputs have width {input_dim}, and the kernels take {MAX_WIDTH} at most"
-    columns = min(MAX_COLUMNS, MAX_QUERY_BYTES // (next_power_of_2(input_dim) * dtype.itemsize))
+    columns = min(MAX_COLUMNS, query_bytes // (next_power_of_2(input_dim) * dtype.itemsize))
     most = columns // next_power_of_2(heads)
     if num_slots > most:
         return (
             f"num_slots={num_slots} with heads={heads} and inputs of width {input_dim} in {dtype}, "
-            f"with which the kernels take {most} slots at most"
+            f"with which the kernels take {most} slots at most{' on this GPU' * (capability is not None)}"
         )
     return _why_no_triton()
 
@@ -79,6 +86,12 @@ def _why_not_device(name: str, device_type: str) -> str | None:
 
 def _why_not_dtype(name: str, dtype: torch.dtype) -> str | None:
     return None if dtype in DTYPES else f"the {name} are {dtype}, and the kernels compute in float32"
+
+
+@torch.compiler.assume_constant_result
+def _limits(device: torch.device) -> tuple[tuple[int, int] | None, int]:
+    """Of `device.py`, which torch.compile cannot trace."""
+    return devices.capability(device), devices.query_bytes(device)
 
 
 @torch.compiler.assume_constant_result

@@ -144,9 +144,9 @@ def explain_backend(
     Raises:
         ValueError: no such backend. RuntimeError: "triton" cannot serve the call; the message says why.
     """
-    device_type = inputs.device.type
-    reason = partial(why_not, device_type, inputs.dtype, inputs.shape[-1], num_slots, heads, softmax_over, aggregation)
-    return choose(backend, device_type, reason, "inputs")
+    device = inputs.device
+    reason = partial(why_not, device, inputs.dtype, inputs.shape[-1], num_slots, heads, softmax_over, aggregation)
+    return choose(backend, device.type, reason, "inputs")
 
 
 def choose(backend: str, device_type: str, why_not_triton: Callable[[], str | None], what: str) -> Backend:

@@ -6,7 +6,7 @@ both, the normalised input is extended by a constant 1, x-_n = (x^_n, 1), which 
 
     q-_k = (q~_k, c_k) = LN(slot_k) Q + Q_0,   l_nk = q-_k . x-_n
     E_k  = (y_k, S_k)  = sum_n (a_nk + eps) x-_n
-    W_ih u_k + b_ih    = (E_k / S_k) V + b_ih
+    W_ih u_k + b_ih    = (E_k / S_k) V + b       b_ih, and with heads W_ih times the bias of their combination
 
 `fold` makes Q, Q_0 and V by ordinary differentiable PyTorch, so autograd takes their gradients to the module's own
 parameters. Everything here has B * K rows and costs little beside the passes over the N inputs.

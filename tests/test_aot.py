@@ -208,7 +208,7 @@ def test_merged_keeps_other_versions_and_drops_what_left_the_list() -> None:
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.bool: "*u1"}
 
 
-@pytest.mark.parametrize("id", ["discovery", "set prediction", "tetrominoes", "width 48", "slots 33", "iterations 7"])
+@pytest.mark.parametrize("id", ["discovery", "set prediction", "tetrominoes", "width 48", "slots 33", "iterations 8"])
 def test_arguments_are_those_of_the_launchers(id: str) -> None:
     """What is compiled here is what a call on a device would compile."""
     case = next(case for case in CASES if case.id == id)

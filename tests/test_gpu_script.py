@@ -254,7 +254,7 @@ def test_only_a_gain_beyond_noise_is_proposed() -> None:
     base = attend_config(64, 16384, 64, 7, 1, 2, 132, "forward")._asdict()
     rows = [base | {"ms": 1.0}, base | {"ms": 0.98, "block_n": 64}, base | {NOT_MEASURED: "OutOfResources"}]
     record = {"shape forward": {"found": {"rows": rows}, "conditions": HERE}}
-    assert "| 64, 4, 3, 8 | 0.9800 | 1.02x | no |" in gpu_tune.report(record)
+    assert "| 64, 4, 3, 8, 128, yes | 0.9800 | 1.02x | no |" in gpu_tune.report(record)
     rows[1]["ms"] = 0.5
     assert "| 2.00x | yes |" in gpu_tune.report(record)
 

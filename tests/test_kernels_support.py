@@ -1,12 +1,13 @@
 """Which backend a call takes, and why the Triton kernels cannot serve one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
 import pytest
 import torch
 from slotattn_fast.kernels import support
+from slotattn_fast.kernels.launch import MAX_QUERY_BYTES, query_bytes
 
 from slotattn_fast import SlotAttention, explain_backend
 
@@ -19,7 +20,18 @@ def _no_memory() -> Iterator[None]:
     support._why_not_installed.cache_clear()
 
 
-SERVED = ("cuda", torch.bfloat16, 64, 7, 1, "slots", "mean")
+SERVED = (torch.device("cuda"), torch.bfloat16, 64, 7, 1, "slots", "mean")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes the GPU one of this capability with so much shared memory for a program."""
+
+    def set_to(capability: tuple[int, int] | None, shared_bytes: int = 227 << 10) -> None:
+        monkeypatch.setattr(support, "_limits", lambda device: (capability, query_bytes(shared_bytes)))
+
+    set_to((9, 0))
+    return set_to
 
 
 def test_auto_takes_torch_on_a_cpu_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,8 +82,32 @@ def test_float64_is_not_served() -> None:
         explain_backend(torch.zeros(2, 3, 4, dtype=torch.float64), "triton")
 
 
-def test_what_the_kernels_serve() -> None:
+def test_what_the_kernels_serve(gpu: Callable[..., None]) -> None:
     assert support.why_not(*SERVED) is None
+    gpu((8, 0), 163 << 10)
+    assert support.why_not(*SERVED) is None
+    gpu(None)  # AMD
+    assert support.why_not(*SERVED) is None
+
+
+def test_a_gpu_that_is_too_old(gpu: Callable[..., None]) -> None:
+    gpu((7, 5), 64 << 10)
+    told = "the inputs are on a GPU of compute capability 7.5, and the kernels need 8.0 or newer"
+    assert support.why_not(*SERVED) == told
+
+
+def test_a_gpu_with_little_shared_memory(gpu: Callable[..., None]) -> None:
+    """benchmarks.aot compiles the most that it is said to take."""
+    wide = (*SERVED[:2], 512, 17, *SERVED[4:])
+    gpu((8, 9), 99 << 10)
+    assert support.why_not(*SERVED) is None
+    assert str(support.why_not(*wide)).endswith("with which the kernels take 16 slots at most on this GPU")
+    gpu((9, 0))
+    assert support.why_not(*wide) is None
+
+
+def test_a_cpu_has_the_limits_of_the_largest() -> None:
+    assert support._limits(torch.device("cpu")) == (None, MAX_QUERY_BYTES)
 
 
 def test_unknown_backend() -> None:
@@ -81,6 +117,7 @@ def test_unknown_backend() -> None:
         SlotAttention(3, 4, backend="cuda")
 
 
+@pytest.mark.usefixtures("gpu")
 def test_triton_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
@@ -89,12 +126,14 @@ def test_triton_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert support.why_not(*SERVED) == "Triton is not installed, and the kernels need 3.6 or newer"
 
 
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("version", ["2.3.1", "3.5.9"])
 def test_triton_too_old(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: version)
     assert support.why_not(*SERVED) == f"Triton {version} is installed, and the kernels need 3.6 or newer"
 
 
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("version", ["3.6.0", "3.10.0", "3.9.0+git1234", "4.0"])
 def test_triton_new_enough(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: version)

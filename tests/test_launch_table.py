@@ -51,10 +51,13 @@ def parameter(entry: Entry) -> Any:
     return pytest.param(entry, id=entry.id, marks=() if usual or DEVICE == "cuda" else pytest.mark.slow)
 
 
-def compiled(config: AttendConfig) -> tuple[int, ...]:
+def compiled(config: AttendConfig) -> tuple[int | None, ...]:
     """What a kernel is compiled for."""
     columns = config.block_h * config.block_k
-    return config.block_n, config.block_d, columns, config.num_warps, config.num_stages
+    return (
+        *(config.block_n, config.block_d, columns, config.by_dot),
+        *(config.num_warps, config.num_stages, config.max_registers),
+    )
 
 
 @pytest.mark.parametrize("which", PASSES)
