@@ -174,8 +174,9 @@ def assert_errors_like_the_references(
     """At most twice those of the reference in `dtype`, against it in float64 on the same rounded numbers.
 
     In the maximum and the root mean square; over a few draws, and with smooth weights, as the largest error of float32
-    is a matter of luck otherwise. `hard` is one of HARD_INPUTS.
+    is a matter of luck otherwise. Several blocks of inputs, the last not full. `hard` is one of HARD_INPUTS.
     """
+    num_inputs = 301 if DEVICE == "cuda" else 150  # two blocks, or ten of the smallest, for the interpreter
     found = []
     for seed in range(3):
         torch.manual_seed(seed)
@@ -183,7 +184,7 @@ def assert_errors_like_the_references(
         actual = slotattn_fast.SlotAttention(5, 24, input_dim=40, heads=heads, backend=backend).to(DEVICE, dtype)
         actual.load_state_dict(expected.state_dict())
         given = {
-            "inputs": hard(normal(3, 301, 40, seed=seed)).to(dtype),
+            "inputs": hard(normal(3, num_inputs, 40, seed=seed)).to(dtype),
             "slots_init": normal(3, 5, 24, seed=5 + seed).to(dtype),
         }
         fast, plain = results(actual, **given), results(expected, **given)

@@ -97,11 +97,12 @@ def test_a_process_ends_where_its_parent_is_killed(tmp_path: Path) -> None:
 
 
 def test_growth_is_seen_again_after_memory_was_given_back() -> None:
+    """In two of three times: what else this process frees or takes may come in between."""
     give_memory_back()
-    for _ in range(2):
-        growth, size = resident_growth(lambda: torch.ones(2**22))  # 16 MiB
-        assert 15 < growth < 20
-        assert size > growth
+    assert resident_growth(lambda: torch.ones(2**24))[0] > 60  # a peak before
+    found = [resident_growth(lambda: torch.ones(2**22)) for _ in range(3)]  # 16 MiB
+    assert 15 < sorted(growth for growth, _ in found)[1] < 20
+    assert all(size > growth for growth, size in found)
 
 
 def test_samples_have_wall_and_cpu_time() -> None:

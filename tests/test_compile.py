@@ -72,7 +72,7 @@ def test_one_graph_serves_every_size(backend: str) -> None:
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
-    for sizes in ((2, 13, 5), (3, 29, 7), (5, 17, 4)):
+    for sizes in ((2, 13, 5), (5, 29, 4)):
         tensors = given(*sizes, backend=backend)
         found, expected = results(compiled, **tensors), results(module, **tensors)
         assert_same(by_own_names(found), expected, TOLERANCES[backend])
@@ -125,10 +125,16 @@ class Recorder(TorchDispatchMode):
 
 
 @backends
-@pytest.mark.parametrize("name", ["plain", "heads-masks", "attention"])
-def test_operators_are_registered_right(backend: str, name: str) -> None:
-    """opcheck: the schema tells of no aliasing or mutation that is not there, and fake tensors get the right shapes."""
-    options, call = CALLS[name]
+@pytest.mark.parametrize(
+    ("options", "call"),
+    [CALLS["plain"], ({"heads": 3, "bias": False}, {**CALLS["heads-masks"][1], "return_attn": "all"})],
+    ids=["all-weights", "all-outputs"],
+)
+def test_operators_are_registered_right(backend: str, options: dict[str, Any], call: dict[str, Any]) -> None:
+    """opcheck: the schema tells of no aliasing or mutation that is not there, and fake tensors get the right shapes.
+
+    The backward operators have no derivatives of their own; that they compile, the tests above show.
+    """
     with Recorder() as recorder:
         results(made(options, backend), **given(backend=backend), **call)
     expected = {f"slotattn_fast.{backend}_{which}.default" for which in ("forward", "backward")}
@@ -138,9 +144,12 @@ def test_operators_are_registered_right(backend: str, name: str) -> None:
         expected |= {f"slotattn_fast.triton_absorb{which}.default" for which in ("", "_backward")}
     assert {str(op) for op in recorder.calls} == expected
     for op, args in recorder.calls.items():
-        wanted = "backward" not in str(op)  # the backward operator has no derivative of its own
+        wanted = "backward" not in str(op)
         args = tree_map_only(Tensor, lambda x: x.detach().requires_grad_(wanted and x.is_floating_point()), args)  # noqa: B023
-        torch.library.opcheck(op, args)
+        if wanted:
+            torch.library.opcheck(op, args)
+        else:
+            torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))
 
 
 def function(module: torch.nn.Module, **call: Any) -> Callable[..., Tensor]:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -16,11 +15,14 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from child import in_child
 from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 
 from slotattn_fast import cli
+from slotattn_fast.data.errors import DataError
+from slotattn_fast.data.prepare import generate
 from slotattn_fast.models.discovery import ObjectDiscovery
 from slotattn_fast.models.discovery_config import DiscoveryConfig
 from slotattn_fast.train import checkpoint, processes
@@ -42,8 +44,11 @@ CONFIG = replace(
     checkpoint_every=2,
     device="cpu",
 )
-
-
+# The same sizes, from the command line.
+SMALL = [
+    *("--encoder-channels", "4", "--slot-dim", "8", "--hidden-dim", "8", "--decoder-channels", "4", "--iters", "1"),
+    *("--batch-size", "4", "--warmup-steps", "1", "--device", "cpu"),
+]
 # A task of a job, which starts our processes itself: the task's rank is not that of any of them.
 SLURM = {"SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1"} | dict.fromkeys(
     ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"), "0"
@@ -85,18 +90,31 @@ def process(rank: int, folder: Path, port: int) -> None:
     os._exit(0)  # as in test_distributed.py
 
 
+@pytest.fixture(scope="module")
+def by_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that one process trains; of its own, as the default dtype changes."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    assert in_child(lambda: trained(folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generate("tetrominoes", tmp_path_factory.mktemp("data") / "few", train=8, held_out=3).path
+
+
 @pytest.mark.parametrize("begun", [False, True], ids=["anew", "begun-by-one"])
-def test_two_processes_train_as_one_does_with_the_whole_batch(tmp_path: Path, begun: bool) -> None:
+def test_two_processes_train_as_one_does_with_the_whole_batch(by_one: Path, tmp_path: Path, begun: bool) -> None:
     """By gloo. Every weight and every moment of Adam, and the losses in metrics.csv."""
+    by_two = tmp_path / "two"
+    if begun:
+        shutil.copytree(by_one, by_two)
+        (by_two / "checkpoints" / "step-00000004.pt").unlink()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_alone, (tmp_path / "one",), 1)  # a process of its own, as the default dtype changes
-    if begun:
-        shutil.copytree(tmp_path / "one", tmp_path / "two")
-        (tmp_path / "two" / "checkpoints" / "step-00000004.pt").unlink()
-    torch.multiprocessing.spawn(process, (tmp_path / "two", port), PROCESSES)
-    one, two = (checkpoint.load(tmp_path / name / "checkpoints" / "step-00000004.pt") for name in ("one", "two"))
+    torch.multiprocessing.spawn(process, (by_two, port), PROCESSES)
+    one, two = (checkpoint.load(folder / "checkpoints" / "step-00000004.pt") for folder in (by_one, by_two))
     assert one.model.keys() == two.model.keys()
     for name, value in one.model.items():
         assert value.dtype == torch.float64
@@ -104,29 +122,38 @@ def test_two_processes_train_as_one_does_with_the_whole_batch(tmp_path: Path, be
     for index, state in one.optimizer["state"].items():
         for name, value in state.items():
             torch.testing.assert_close(two.optimizer["state"][index][name], value, rtol=1e-7, atol=1e-14)
-    columns = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("one", "two")]
+    columns = [(folder / "metrics.csv").read_text().splitlines() for folder in (by_one, by_two)]
     assert [row.split(",")[:3] for row in columns[0]] == [row.split(",")[:3] for row in columns[1]]
 
 
-def _alone(rank: int, folder: Path) -> None:
-    trained(folder)
+_SIGNALLED = """
+import signal, sys
+from slotattn_fast import cli
+from slotattn_fast.train.discovery import Discovery
+loss, steps = Discovery.loss, []
+def signalled(*given):
+    steps.append(1)
+    if len(steps) == 3:
+        signal.raise_signal(signal.SIGTERM)
+    return loss(*given)
+Discovery.loss = signalled
+sys.exit(cli.main(sys.argv[1:]))
+"""
 
 
-def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(tmp_path: Path) -> None:
+def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(data: Path, tmp_path: Path) -> None:
+    """In the third step of the first process, which does not pass it on to the one that it started."""
     run = tmp_path / "run"
-    size = ["--steps", "300", "--batch-size", "4", "--out", str(tmp_path), "--name", "run", "--devices", "2"]
-    command = [sys.executable, "-m", "slotattn_fast.cli", "train", "discovery", *size]
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.csv").exists() and started.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    started.send_signal(signal.SIGTERM)  # to the first process, not to the one that it started
-    _, errors = started.communicate(timeout=120)
-    assert started.returncode == 143, errors
-    said = [line for line in errors.splitlines() if "slotattn: SIGTERM" in line]
-    assert len(said) == 1, errors
+    options = [*SMALL, "--steps", "20", "--data", str(data), "--out", str(tmp_path), "--name", "run", "--devices", "2"]
+    command = [sys.executable, "-c", _SIGNALLED, "train", "discovery", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 143, done.stderr
+    said = [line for line in done.stderr.splitlines() if "slotattn: SIGTERM" in line]
+    assert len(said) == 1, done.stderr
     (saved,) = checkpoint.paths(run / "checkpoints")
-    assert f"SIGTERM: checkpoint saved at step {int(saved.stem[5:])}" in said[0]
+    step = int(saved.stem[5:])
+    assert 3 <= step < 20
+    assert f"SIGTERM: checkpoint saved at step {step}" in said[0]
     assert json.loads((run / "config.json").read_text())["devices"] == 2
     # Alone: how many processes there were is not part of the configuration to keep.
     assert cli.main(["train", "resume", str(run), "--devices", "1"]) == 0
@@ -187,21 +214,56 @@ def _alone_env() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
 
 
-def test_torchrun(tmp_path: Path) -> None:
-    """Its processes agree on one new run folder, named by the first of them, or on why there is none."""
+def test_torchrun(data: Path, tmp_path: Path) -> None:
+    """Its processes agree on one new run folder, named by the first of them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command += ["slotattn_fast.cli", "train", "discovery", "--batch-size", "4", "--steps", "2", "--device", "cpu"]
-    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False, timeout=120)
+    command += ["slotattn_fast.cli", "train", "discovery", *SMALL, "--steps", "2"]
+    command += ["--data", str(data), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     (run,) = tmp_path.iterdir()
-    assert json.loads((run / "eval.json").read_text())["scenes"] == 320
+    assert json.loads((run / "eval.json").read_text())["scenes"] == 3
     assert done.stdout.splitlines()[0] == f"{run}: 2 steps on cpu"
     assert done.stdout.splitlines()[2:] == [str(run / name) for name in ("iterations.png", "slots.png")]
-    wrong = [*command, "--data", "nowhere", "--out", str(tmp_path / "none")]
-    done = subprocess.run(wrong, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 1
-    assert "slotattn: data: got 'nowhere', which is neither a prepared folder nor one of" in done.stderr
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_processes_agree_on_why_there_is_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], first: bool
+) -> None:
+    """What the first one finds is handed to the others, which look for nothing themselves."""
+    handed: list[object] = []
+
+    class Connected:
+        is_global_zero = first
+
+        def broadcast(self, outcome: object) -> object:
+            handed.append(outcome)
+            return outcome if first else DataError("as the first one says")
+
+    monkeypatch.setattr(processes, "connect", lambda config: Connected())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    wrong = ["--data", "nowhere", "--out", str(tmp_path / "none")]
+    assert cli.main(["train", "discovery", *SMALL, *wrong]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    own = "data: got 'nowhere', which is neither a prepared folder nor one of"
+    assert line.startswith(f"slotattn: {own if first else 'as the first one says'}")
+    assert [type(outcome) for outcome in handed] == [DataError if first else type(None)]
     assert not (tmp_path / "none").exists()
+
+
+def test_a_connection_that_breaks_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:36811"
+    with pytest.raises(RuntimeError, match="Connection closed"), processes.one_line_if_another_ends():
+        raise RuntimeError(message)  # of what, where there is no other process?
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ended = "another process of the run ended; `slotattn train resume` goes on with it"
+    with pytest.raises(RunError, match=ended), processes.one_line_if_another_ends():
+        raise RuntimeError(message)
+    with pytest.raises(RuntimeError, match="no memory") as other, processes.one_line_if_another_ends():
+        raise RuntimeError("no memory")
+    assert type(other.value) is RuntimeError
 
 
 def test_a_slurm_job_of_other_tasks_does_not_concern_a_run_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +271,24 @@ def test_a_slurm_job_of_other_tasks_does_not_concern_a_run_of_one_process(monkey
         monkeypatch.setenv(name, value)
     fabric = processes.connect(CONFIG)
     assert (fabric.world_size, fabric.global_rank) == (1, 0)
+
+
+def test_processes_of_several_machines_are_shared_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, object] = {}
+
+    class Made:
+        def __init__(self, **given: object) -> None:
+            made.update(given)
+
+        def launch(self) -> None:
+            made["launched"] = True
+
+    monkeypatch.setattr(processes, "Fabric", Made)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    processes.connect(replace(CONFIG, batch_size=8))
+    assert (made["devices"], made["num_nodes"], made["strategy"], made["launched"]) == (2, 2, "ddp", True)
 
 
 @pytest.mark.parametrize(
