@@ -355,7 +355,8 @@ KNOWN = (
     ),
     Known(r"(slots (33|64)|heads 4)/forward/.*", "stack_bytes", "too many columns for the registers", triton="3.6."),
     Known(
-        r".*/(forward|backward, query)/(bf16|fp16)/sm_90",
+        r"(discovery/(forward|backward, query)/fp16|(width 48/forward|masks/(forward|backward, query)"
+        r"|tetrominoes/backward, query)/bf16)/sm_90",
         "stack_bytes",
         "128 registers, so that four programs are at work at once and not three",
     ),

@@ -24,10 +24,12 @@ from .reasons import NOT_MEASURED, cell, failed
 
 WIDTH, ITERS, ROUNDS = 64, 3, 15
 PASSES = ("first", "forward", "query", "inputs")
+TILED = ("first", "inputs")  # those that need a block outside of dots
 BLOCKS, WARPS, STAGES, PROGRAMS = (128, 64, 256, 32), (4, 8), (3, 2), (2, 3, 4, 8)
 REGISTERS = (None, 128, 168) if torch.version.hip is None else (None,)  # 4 and 3 programs of 4 warps on sm_90
 SECONDS = 60.0  # of a part, compiling
 GAIN = 1.03  # less is noise
+SHOWN = "block, warps, stages, splits, most registers, by dot"
 TOY_SIZES, TOY_CANDIDATES = ((2, 70, 3),), 2
 Config = Any  # AttendConfig of kernels/launch.py, which is imported after the interpreter is switched on or off
 
@@ -42,9 +44,9 @@ def parts(toy: bool) -> dict[str, Part]:
     return gpu_orders.parts(toy) | gpu_tune_slots.parts(toy) | passes
 
 
-def candidates(base: Config, B: int, N: int, multiprocessors: int) -> list[Config]:
+def candidates(base: Config, B: int, N: int, multiprocessors: int, which: str) -> list[Config]:
     """The table's configuration first, then all others that differ in what is tuned."""
-    found = [base, base._replace(by_dot=not base.by_dot)]
+    found = [base] + [base._replace(by_dot=not base.by_dot)] * (which in TILED)
     tuned = itertools.product(BLOCKS, WARPS, STAGES, REGISTERS, PROGRAMS)
     for block_n, num_warps, num_stages, max_registers, programs in tuned:
         tiles = -(-N // block_n)
@@ -71,7 +73,7 @@ def tune(size: tuple[int, int, int], which: str, toy: bool, seconds: float) -> F
     device = torch.device("cuda" if on_gpu() else "cpu")
     multiprocessors = ops.multiprocessors(device)
     base = attend_config(B, N, WIDTH, K, 1, 2, multiprocessors, which, ops.hopper(device))
-    configs = candidates(base, B, N, multiprocessors)[: 1 + TOY_CANDIDATES if toy else None]
+    configs = candidates(base, B, N, multiprocessors, which)[: 1 + TOY_CANDIDATES if toy else None]
     call = problem(size, which, device)
     expected = [x.clone() for x in configured(call, base)()]
     rows, calls, until = [], {}, time.monotonic() + min(SECONDS, 0.6 * seconds)
@@ -162,9 +164,6 @@ def report(record: Record) -> str:
     where = sorted({described(entry["conditions"]) for entry in record.values()})
     tables = [gpu_orders.report(of_orders), "\n".join(lines), gpu_tune_slots.report(of_slots), "\n".join(where)]
     return "\n\n".join(tables) + "\n"
-
-
-SHOWN = "block, warps, stages, splits, most registers, by dot"
 
 
 def shown(row: dict[str, Any]) -> str:

@@ -101,7 +101,8 @@ def row_statistics(b_x, o_d, norm_eps, D_IN: tl.constexpr):
     if b_x.dtype == tl.float32:
         b_sum = tl.sum(b_x, 1)
     else:  # on the tensor cores, which are idle; every column is the sum
-        b_sum = tl.max(dot(b_x, tl.full([b_x.shape[1], 16], 1.0, b_x.dtype), "ieee"), 1)
+        b_ones = round_to(tl.full([b_x.shape[1], 16], 1.0, tl.float32), b_x.dtype)
+        b_sum = tl.max(dot(b_x, b_ones, "ieee"), 1)
     b_mean = b_sum / D_IN
     b_centred = tl.where(o_d[None, :] < D_IN, b_x.to(tl.float32) - b_mean[:, None], 0.0)
     return b_mean, tl.rsqrt(tl.sum(b_centred * b_centred, 1) / D_IN + tl.cast(norm_eps, tl.float32))

@@ -10,7 +10,8 @@ MAX_ITERATIONS_AT_ONCE = 8  # of the last backward pass; the more, the more stac
 def query_bytes(shared_bytes: int) -> int:
     """How much of MAX_QUERY_BYTES a GPU of NVIDIA takes that has so much shared memory for a program.
 
-    In the last backward pass an iteration takes up to five times that: sm_80 has 163 KB, sm_86, sm_89 and sm_120 99.
+    The last backward pass takes up to four times that, and 32 KB for the inputs: sm_80 has 163 KB, sm_86, sm_89 and
+    sm_120 have 99.
     """
     return MAX_QUERY_BYTES if shared_bytes >= 163 << 10 else MAX_QUERY_BYTES // 2
 

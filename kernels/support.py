@@ -7,7 +7,7 @@ from importlib import metadata
 import torch
 
 from . import device as devices
-from .launch import next_power_of_2
+from .launch import MAX_QUERY_BYTES, next_power_of_2
 
 MINIMUM_TRITON = (3, 6)
 MINIMUM_CAPABILITY = (8, 0)  # of the kernels over the inputs: bfloat16 in tensor cores, and their shared memory
@@ -28,7 +28,7 @@ def why_not(
     softmax_over: str,
     aggregation: str,
 ) -> str | None:
-    """Why the Triton kernels cannot serve a call on this device; None if they can.
+    """Why the Triton kernels cannot serve a call on this device, as tensors have it; None if they can.
 
     On a CPU they can where TRITON_INTERPRET=1 was set before Triton was imported.
     """
@@ -52,7 +52,7 @@ def why_not(
     if num_slots > most:
         return (
             f"num_slots={num_slots} with heads={heads} and inputs of width {input_dim} in {dtype}, "
-            f"with which the kernels take {most} slots at most{' on this GPU' * (capability is not None)}"
+            f"with which the kernels take {most} slots at most{' on this GPU' * (query_bytes < MAX_QUERY_BYTES)}"
         )
     return _why_no_triton()
 

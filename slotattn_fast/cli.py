@@ -7,7 +7,6 @@ import contextlib
 import io
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,6 +35,8 @@ class Info:
     """Print versions, device, threads, and the backend that `auto` takes and why."""
 
 
+_CLOSED_PIPE = 141
+"""128 and SIGPIPE, which not every system has."""
 _TRAIN = {"discovery": TrainDiscovery, "property": TrainProperty, "resume": Resume}
 _OTHERS = {"eval": Eval, "show": Show, "paper": Paper, "info": Info}
 Command = TrainDiscovery | TrainProperty | Resume | Eval | Show | Paper | Info | DataCommand
@@ -58,18 +59,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except UsageError as error:
         return _fail(error, 2)
-    except BrokenPipeError:
+    except BrokenPipeError as error:
         # Whoever reads the output, such as `head`, has seen enough; what is left of it is not to fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        with contextlib.suppress(OSError):  # of an output that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail(f"{error}; the same command goes on", _CLOSED_PIPE) if _goes_on(command) else _CLOSED_PIPE
     except OSError as error:
-        going_on = isinstance(command, Prepare | Generate | Paper)
-        return _fail(f"{error}{'; when that is mended the same command goes on' * going_on}", 1)
+        return _fail(f"{error}{'; when that is mended the same command goes on' * _goes_on(command)}", 1)
     except (RunError, DataError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        going_on = isinstance(command, Prepare | Generate | Paper)
-        return _fail("interrupted" + "; the same command goes on" * going_on, 130)
+        return _fail("interrupted" + "; the same command goes on" * _goes_on(command), 130)
+
+
+def _goes_on(command: Command | None) -> bool:
+    """Whether the command, given again, goes on with what it has begun."""
+    return isinstance(command, Prepare | Generate) or (isinstance(command, Paper) and command.scale is not None)
 
 
 def _run(command: Command) -> int:
@@ -125,10 +130,10 @@ def _train(run: Path, **given: Any) -> int:
         config = configuration(run, **given)
     except ValueError as error:
         raise UsageError(error) from error
-    if is_first():
-        print(f"{run}: {config.steps} steps on {resolve_device(config.device)}", flush=True)
     go_on = f"go on with `slotattn train resume {shlex.quote(str(run))}`"
     try:
+        if is_first():
+            print(f"{run}: {config.steps} steps on {resolve_device(config.device)}", flush=True)
         result = train(run, config)
     except Stopped as stopped:
         code = 128 + stopped.signal

@@ -1,19 +1,21 @@
 """The command line from end to end on a run of a few steps, and every failure as one line."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from child import in_child
 from PIL import Image
 
 import slotattn_fast
@@ -23,6 +25,9 @@ from slotattn_fast.train import discovery, run_data, run_folder
 from slotattn_fast.train import run as run_module
 
 TINY = ["--steps", "3", "--batch-size", "2"]
+SMALL = [
+    *("--encoder-channels", "4", "--slot-dim", "8", "--hidden-dim", "8", "--decoder-channels", "4", "--iters", "2"),
+]
 
 
 def _train(out: Path, name: str, *options: str) -> int:
@@ -88,6 +93,10 @@ def test_contents_of_the_run_folder(finished: Path) -> None:
     config, env, result = (json.loads((finished / f"{name}.json").read_text()) for name in ("config", "env", "eval"))
     assert (config["format"], config["preset"], config["steps"], config["batch_size"]) == (3, "quick", 3, 2)
     assert (env["torch"], env["threads"], env["device"]) == (torch.__version__, torch.get_num_threads(), "cpu")
+    root = Path(slotattn_fast.__file__).resolve().parents[1]
+    if (root / ".git").exists():
+        head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        assert env["commit"].removesuffix("-dirty") == head.stdout.strip()
     assert (result["scenes"], result["left_out"]) == (320, 0)
     assert -1 <= result["fg_ari"] <= 1
     assert result["mse"] > 0
@@ -284,18 +293,25 @@ def test_resume_of_a_complete_run_changes_nothing(run: Path, capsys: pytest.Capt
 
 @pytest.mark.usefixtures("few_scenes")
 def test_sigterm_then_resume_equals_an_uncut_run(tmp_path: Path) -> None:
-    steps = ["--steps", "40", "--batch-size", "2", "--out", str(tmp_path)]
-    command = [sys.executable, "-m", "slotattn_fast.cli", "train", "discovery", *steps, "--name", "cut"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "cut" / "metrics.csv"
-    deadline = time.monotonic() + 120
-    # The header is written once signals are being caught.
-    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 143, errors
-    assert "SIGTERM: checkpoint saved at step" in errors.splitlines()[-1]
+    steps = [*SMALL, "--steps", "7", "--batch-size", "2", "--out", str(tmp_path)]
+    errors = tmp_path / "errors"
+
+    def stopped() -> None:
+        loss, count = discovery.Discovery.loss, 0
+
+        def counted(*given: Any) -> torch.Tensor:
+            nonlocal count
+            count += 1
+            if count == 4:
+                signal.raise_signal(signal.SIGTERM)
+            return loss(*given)
+
+        discovery.Discovery.loss = counted
+        sys.stderr = errors.open("w", buffering=1)
+        os._exit(cli.main(["train", "discovery", *steps, "--name", "cut"]))
+
+    assert in_child(stopped) == 128 + signal.SIGTERM
+    assert "SIGTERM: checkpoint saved at step 4; go on with" in errors.read_text().splitlines()[-1]
     assert not (tmp_path / "cut" / "model.safetensors").exists()
 
     assert cli.main(["train", "resume", str(tmp_path / "cut")]) == 0
@@ -310,19 +326,20 @@ def test_sigterm_then_resume_equals_an_uncut_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("few_scenes")
-def test_a_compiled_run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all of torch.compile but the code that Inductor writes, which takes half a minute."""
     graphs = torch._dynamo.utils.counters["stats"]
     before = graphs["unique_graphs"]
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    assert _train(tmp_path, "compiled", "--compile") == 0
+    assert _train(tmp_path, "plain", *SMALL) == 0
+    assert graphs["unique_graphs"] == before
+    assert _train(tmp_path, "compiled", *SMALL, "--compile") == 0
     assert graphs["unique_graphs"] > before
-    one, other = (safetensors.torch.load_file(run / "model.safetensors") for run in (finished, tmp_path / "compiled"))
+    runs = [tmp_path / name for name in ("plain", "compiled")]
+    one, other = (safetensors.torch.load_file(run / "model.safetensors") for run in runs)
     # Adam makes steps of the size of the rate, however small a gradient is.
     assert all((one[name] - other[name]).abs().max() < 3 * 2e-3 * 2 / 500 for name in one)
-    rows = [
-        (run / "metrics.csv").read_text().splitlines()[1].split(",")[1] for run in (finished, tmp_path / "compiled")
-    ]
+    rows = [(run / "metrics.csv").read_text().splitlines()[1].split(",")[1] for run in runs]
     assert float(rows[0]) == pytest.approx(float(rows[1]), rel=1e-4)
 
 
@@ -332,7 +349,7 @@ def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fails))
-    assert _train(tmp_path, "x", "--compile") == 1
+    assert _train(tmp_path, "x", *SMALL, "--compile") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("slotattn: compile: torch.compile failed (")
     assert error.endswith(f"); go on with `slotattn train resume {tmp_path / 'x'} --no-compile`")
@@ -456,7 +473,36 @@ def test_a_reader_who_has_seen_enough_is_no_failure(arguments: list[str]) -> Non
     ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert ended.stderr == ""
-    assert ended.returncode == 128 + signal.SIGPIPE
+    assert ended.returncode == 141
+
+
+class _Closed(io.StringIO):
+    """An output that is no file, and whose reader is gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "discovery", *TINY, "--out", "{out}", "--name", "x"], "go on with `slotattn train resume {out}/x`"),
+        (["paper", "figure-3", "--scale", "smoke", "--out", "{out}"], "the same command goes on"),
+        (["paper"], ""),
+    ],
+)
+def test_what_goes_on_says_so_where_the_reader_is_gone(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "stdout", _Closed())
+    assert cli.main([argument.format(out=tmp_path) for argument in arguments]) in (1, 141)
+    told = capsys.readouterr().err
+    assert told.endswith(f"{said.format(out=tmp_path)}\n" if said else "")
+    assert bool(told) == bool(said)
 
 
 def test_version_and_info(capsys: pytest.CaptureFixture[str]) -> None:

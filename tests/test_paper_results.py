@@ -55,15 +55,19 @@ def test_a_verdict_tells_the_numbers() -> None:
 def test_a_seed_without_a_result_is_told_and_is_not_above() -> None:
     claim = Claim(Point("a"), Point("b"))
     best, worst = found("a", {0: 0.9, 1: 0.8}), found("b", {0: 0.5, 1: 0.4})
-    diverged = {2: "the loss is not finite", 3: "not trained to its end"}
-    said = verdict(claim, [replace(best, broken=diverged), worst])
+    begun = {seed: Path(f"seed-{seed}") for seed in range(4)}
+    said = verdict(claim, [replace(best, runs=begun), worst])
     assert said.word == "leans so"
     assert said.text.endswith(" %, 2 seeds; 2 seeds of a without a result")
-    said = verdict(claim, [best, replace(worst, broken={2: diverged[2]})])
+    said = verdict(claim, [best, replace(worst, runs={seed: begun[seed] for seed in range(3)})])
     assert said.word == "as published"
     assert said.text.endswith(" %, 2 seeds; 1 seed of b without a result")
-    said = verdict(claim, [best, replace(found("b", {}), broken=diverged)])
+    said = verdict(claim, [best, replace(found("b", {}), runs={0: begun[0], 1: begun[1]})])
     assert said == Verdict("no result", "a above b; 2 seeds of b without a result")
+    scored = {0: begun[0], 1: begun[1]}  # whose weights may be gone
+    assert (
+        verdict(claim, [replace(best, runs=scored, broken={1: "not trained to its end"}), worst]).word == "as published"
+    )
 
 
 def test_one_arm_is_compared_seed_by_seed() -> None:

@@ -50,7 +50,7 @@ def plot(path: Path, panels: Sequence[Panel]) -> None:
             _bars(ax, panel)
         else:
             _curves(ax, panel)
-        ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel, ylim=(min(0, ax.get_ylim()[0]), 100))
+        ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel, ylim=(_bottom(panel), 100))
         ax.set_title(panel.title, fontsize=10)
         ax.grid(axis="y", color="0.9")
         ax.set_axisbelow(True)
@@ -58,6 +58,13 @@ def plot(path: Path, panels: Sequence[Panel]) -> None:
         if ax.get_legend_handles_labels()[0]:
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=8)
     save(figure, path)
+
+
+def _bottom(panel: Panel) -> float:
+    """0, or below an FG-ARI that is lower."""
+    arms = panel.arms if isinstance(panel, Bars) else panel.lines
+    least = min((value for groups in arms.values() for values in groups for value in values), default=0.0)
+    return min(0.0, 1.1 * least)
 
 
 def _bars(ax: Axes, panel: Bars) -> None:

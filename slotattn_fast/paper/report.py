@@ -32,7 +32,7 @@ from slotattn_fast.paper.forms import (
     score_tables,
 )
 from slotattn_fast.paper.plots import Panel, plot
-from slotattn_fast.paper.results import AS_PUBLISHED, Found, Verdict, collect, machine, seconds, verdict
+from slotattn_fast.paper.results import AS_PUBLISHED, NO_RESULT, Found, Verdict, collect, machine, seconds, verdict
 from slotattn_fast.paper.runner import pictures
 from slotattn_fast.paper.small_pictures import copy
 from slotattn_fast.paper.trainings import command, evaluations, is_look_alike
@@ -80,7 +80,7 @@ def _beginning(
     machines = Counter(map(machine, spent))
     rows: list[Sequence[str | Link]] = [("experiment", "source", "findings as published")]
     for name in every:
-        words = [each.word for each in verdicts[name]]
+        words = [each.word for each in verdicts[name] if each.word != NO_RESULT]
         counted = f"{words.count(AS_PUBLISHED)} of {len(words)}" if words else ""
         rows.append((Link(f"{name}: {EXPERIMENTS[name].title}", name), EXPERIMENTS[name].source, counted))
     if scale == "smoke":
