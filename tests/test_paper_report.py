@@ -256,3 +256,17 @@ def test_every_experiment_can_be_reported(tmp_path: Path) -> None:
                 assert plot.width > 400
     assert cli.main(["paper", "--scale", "quick", "--out", str(tmp_path), "--report-only"]) == 0
     assert json.loads((tmp_path / "paper.json").read_bytes())["experiments"] == list(EXPERIMENTS)
+
+
+def test_a_run_whose_weights_are_gone_is_reported_all_the_same(tmp_path: Path) -> None:
+    """As those of docs/paper-quick, of which evaluations and pictures of the report are kept."""
+    (arm, *_) = (arm for arm in EXPERIMENTS["figure-3"].arms if arm.label == "Tetrominoes")
+    runner.open_folder(tmp_path, "quick", [])
+    run = made_up(tmp_path, arm, 0)
+    before = report(tmp_path, "figure-3")
+    assert before.count("![Tetrominoes, seed 0: what each") == 2
+    for file in ("model.safetensors", "slots.png", "iterations.png"):
+        (run / file).unlink()
+    assert report(tmp_path, "figure-3") == before
+    (run / "eval.json").unlink()
+    assert "Tetrominoes, seed 0: no result: not trained to its end" in report(tmp_path, "figure-3")

@@ -165,11 +165,12 @@ def _pictures(name: str, found: Sequence[Found], out: Path) -> list[Block]:
             used = setting.suffix().replace("-", " ").strip()
             for kind, what in (("slots", "what each slot holds"), ("iterations", "what each iteration attends to")):
                 source = pictures(out, run, setting) / f"{kind}.png"
-                if not source.exists():
-                    continue
                 path = out / "figures" / f"{name}-{source.parent.name}-{kind}.webp"
+                if not source.exists() and not path.exists():
+                    continue
                 try:
-                    copy(source, path)
+                    if source.exists():  # else what an earlier report made of it will do
+                        copy(source, path)
                 except UnidentifiedImageError:
                     blocks.append(Paragraph(f"{source}: damaged; remove it, and the same command draws it again."))
                     continue

@@ -81,7 +81,7 @@ def collect(experiment: Experiment, scale: Scale, out: Path, data: Path | None =
                     broken[seed] = str(error)
             if (run / FAILURE).exists():
                 broken[seed] = _why(run / FAILURE)
-            elif not run_folder.is_complete(run):
+            elif not run_folder.is_complete(run) and not any(run.glob("eval*.json")):  # whose weights may be gone
                 broken[seed] = "not trained to its end"
         found.append(Found(arm, training, results, runs, broken))
     return found
@@ -120,22 +120,27 @@ class Verdict:
 def verdict(claim: Claim, found: Sequence[Found], data: Path | None = None) -> Verdict:
     """As published if, with two seeds or more, every seed of the one is above every seed of the other.
 
-    Of one training under two settings, every seed is compared with itself. Seeds that failed count too; those without a
-    score, as they diverged or are not at their end, are told, and where the better has any it is not above.
+    Of one training under two settings, every seed that has both is compared with itself. Of two trainings, seeds that
+    failed count too; those without a score, as they diverged or are not at their end, are told, and where the better
+    has any it is not above.
     """
     better_of, worse_of = (_of(point, found) for point in (claim.better, claim.worse))
     better, worse = (_values(point, found, claim.distance, data) for point in (claim.better, claim.worse))
     paired = better_of.training == worse_of.training
-    unscored = [(of, of.runs.keys() - values.keys()) for of, values in ((better_of, better), (worse_of, worse))]
-    lacking = dict.fromkeys((len(seeds), of.arm.label) for of, seeds in unscored if seeds)
-    without = "".join(f"; {count} seed{'s' * (count != 1)} of {label} without a result" for count, label in lacking)
+    unscored = {of.arm.label: of.runs.keys() - values.keys() for of, values in ((better_of, better), (worse_of, worse))}
     if paired:
         seeds = better.keys() & worse.keys()
         better, worse = ({seed: values[seed] for seed in sorted(seeds)} for values in (better, worse))
+        unscored = {}
+    without = "".join(
+        f"; {len(seeds)} seed{'s' * (len(seeds) != 1)} of {label} without a result"
+        for label, seeds in unscored.items()
+        if seeds
+    )
     if not better or not worse:
         return Verdict(NO_RESULT, _told(claim) + without)
     above = all(better[seed] > worse[seed] for seed in better) if paired else min(better.values()) > max(worse.values())
-    above = above and not unscored[0][1]
+    above = above and not unscored.get(better_of.arm.label)
     means = [mean_and_deviation(list(values.values())).mean for values in (better, worse)]
     counts = [len(better), len(worse)]
     word = AS_PUBLISHED if above and min(counts) > 1 else LEANS if means[0] > means[1] else NOT_SO
