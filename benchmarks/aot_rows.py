@@ -152,11 +152,10 @@ def attend_launch(case: Case, dtype: str, target: str, which: str = "forward") -
     B, N, D_in, K = case.B, case.N, case.D_in, case.K
     multiprocessors = TARGETS[target].multiprocessors
     sizes = (B, N, D_in, K, case.heads, ITEMSIZE[dtype], multiprocessors)
-    config = kernel_module("launch").attend_config(*sizes, which, target == "sm_90")
-    cuda, shared = TARGETS[target].backend == "cuda", TARGETS[target].shared_limit
-    at_once = kernel_module("launch").iterations_at_once(
-        config, ITEMSIZE[dtype], *[kernel_module("launch").query_bytes(shared)] * cuda
-    )
+    launch, device = kernel_module("launch"), TARGETS[target]
+    config = launch.attend_config(*sizes, which, target == "sm_90")
+    query_bytes = launch.query_bytes(device.shared_limit) if device.backend == "cuda" else launch.MAX_QUERY_BYTES
+    at_once = launch.iterations_at_once(config, ITEMSIZE[dtype], query_bytes)
     blocking = config.blocking()
     options = {name: blocking.pop(name) for name in [*blocking] if name.islower()}
     stride_n, stride_d = (1, N) if case.nchw else (D_in, 1)
@@ -177,9 +176,8 @@ def attend_launch(case: Case, dtype: str, target: str, which: str = "forward") -
 
 def map_launch(case: Case, dtype: str, target: str) -> Launch:
     """Of the kernel that writes the attention, a program a block."""
-    launch = attend_launch(case, dtype, target)
-    options = {name: value for name, value in launch.options.items() if name != "maxnreg"}
-    return launch._replace(arguments={**launch.arguments, "splits": launch.tiles // case.B}, options=options)
+    launch = attend_launch(case, dtype, target, "map")
+    return launch._replace(arguments={**launch.arguments, "splits": launch.tiles // case.B})
 
 
 def slots_launch(case: Case, dtype: str, target: str, precision: str = "tf32x3") -> Launch:

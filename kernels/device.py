@@ -44,6 +44,7 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
+@cache
 def capability(device: torch.device) -> tuple[int, int] | None:
     """Of a GPU of NVIDIA, such as (9, 0) of an H200; else None, also of a tensor's device that is not there."""
     if device.type != "cuda" or torch.version.hip is not None or not torch.cuda.is_available():
@@ -51,6 +52,7 @@ def capability(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device)
 
 
+@cache
 def query_bytes(device: torch.device) -> int:
     """Of the queries of one image and iteration, how much the kernels over the inputs take."""
     if capability(device) is None:

@@ -53,9 +53,9 @@ def attend_config(
     `hopper` as `device.hopper` has it.
 
     `which` is "first" (the forward of the first iteration, which has a block in registers too), "forward" (of the
-    others, also for maps), "query" (the backward of an iteration) or "inputs" (its last pass, which has the gradient of
-    a block in registers). Chosen ahead of time, from registers, stack bytes and the instructions of the main loop
-    (benchmarks/results/aot.md), not yet from a time on a GPU.
+    others), "map" (the attention, a block a program), "query" (the backward of an iteration) or "inputs" (its last
+    pass, which has the gradient of a block in registers). Chosen ahead of time, from registers, stack bytes and the
+    instructions of the main loop (benchmarks/results/aot.md), not yet from a time on a GPU.
     """
     block_d = max(16, next_power_of_2(D_in))
     block_h = next_power_of_2(heads)
@@ -75,7 +75,7 @@ def attend_config(
             num_warps = 8
         if block_n * block_d * itemsize > 16384:
             num_stages = 1  # of inputs that are so wide, a GPU with 99 KB of shared memory for a program holds no more
-        if hopper and itemsize == 2 and block_d <= 64 and which != "first":
+        if hopper and itemsize == 2 and block_d <= 64 and which in ("forward", "query"):
             # So that all programs are at work at once, of which there are about four for each multiprocessor.
             if columns == 8:
                 max_registers = 128

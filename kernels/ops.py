@@ -110,7 +110,7 @@ def attend_map(
     arguments as in `attend_forward`.
     """
     (B, N, D_in), (_, h, K, _) = inputs.shape, query.shape
-    config = _config(inputs, K, h, "forward")._replace(max_registers=None)  # a block a program
+    config = _config(inputs, K, h, "map")
     maps = torch.empty(B, h, K, N, dtype=dtype, device=inputs.device)
     if maps.numel():
         splits = -(-N // config.block_n)

@@ -18,6 +18,7 @@ import torch.multiprocessing
 from child import in_child
 from lightning_fabric import Fabric
 from PIL import Image
+from tiny import SIZES
 from torch import Tensor
 
 from slotattn_fast import cli
@@ -44,11 +45,7 @@ CONFIG = replace(
     checkpoint_every=2,
     device="cpu",
 )
-# The same sizes, from the command line.
-SMALL = [
-    *("--encoder-channels", "4", "--slot-dim", "8", "--hidden-dim", "8", "--decoder-channels", "4", "--iters", "1"),
-    *("--batch-size", "4", "--warmup-steps", "1", "--device", "cpu"),
-]
+SMALL = [*SIZES, "--iters", "1", "--batch-size", "4", "--warmup-steps", "1", "--device", "cpu"]
 # A task of a job, which starts our processes itself: the task's rank is not that of any of them.
 SLURM = {"SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1"} | dict.fromkeys(
     ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"), "0"

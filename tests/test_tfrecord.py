@@ -305,7 +305,7 @@ def test_what_is_no_example_is_named(record, problem):
 
 def test_a_million_strings_that_are_not_one_byte_each_are_refused_at_once():
     record = example({"it": message((1, b"\x0a\1x" * 10**6 + b"\x0a\0" + b"\x0a\2xx" + b"\x0a\0"))})
-    with time_limit(5), pytest.raises(ExampleError, match="list of strings"):
+    with time_limit(1), pytest.raises(ExampleError, match="list of strings"):
         decode_example(record, {"it"})
 
 

@@ -1,4 +1,6 @@
-"""The smallest model of object discovery that has a stride in every part."""
+"""Models of object discovery that train in a moment: the smallest that has a stride in every part, and options of the
+command line that make one of a preset.
+"""
 
 from slotattn_fast.models.discovery_config import DiscoveryConfig
 
@@ -14,3 +16,4 @@ TINY = DiscoveryConfig(
     output_stride=2,
     broadcast_size=3,
 )
+SIZES = ["--encoder-channels", "4", "--slot-dim", "8", "--hidden-dim", "8", "--decoder-channels", "4"]

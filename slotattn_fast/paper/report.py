@@ -166,11 +166,11 @@ def _pictures(name: str, found: Sequence[Found], out: Path) -> list[Block]:
             for kind, what in (("slots", "what each slot holds"), ("iterations", "what each iteration attends to")):
                 source = pictures(out, run, setting) / f"{kind}.png"
                 path = out / "figures" / f"{name}-{source.parent.name}-{kind}.webp"
-                if not source.exists() and not path.exists():
-                    continue
                 try:
-                    if source.exists():  # else what an earlier report made of it will do
+                    if source.exists():
                         copy(source, path)
+                    elif not path.exists():  # what an earlier report made of it will do
+                        continue
                 except UnidentifiedImageError:
                     blocks.append(Paragraph(f"{source}: damaged; remove it, and the same command draws it again."))
                     continue

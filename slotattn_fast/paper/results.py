@@ -127,11 +127,12 @@ def verdict(claim: Claim, found: Sequence[Found], data: Path | None = None) -> V
     better_of, worse_of = (_of(point, found) for point in (claim.better, claim.worse))
     better, worse = (_values(point, found, claim.distance, data) for point in (claim.better, claim.worse))
     paired = better_of.training == worse_of.training
-    unscored = {of.arm.label: of.runs.keys() - values.keys() for of, values in ((better_of, better), (worse_of, worse))}
+    unscored: dict[str, set[int]] = {}
     if paired:
         seeds = better.keys() & worse.keys()
         better, worse = ({seed: values[seed] for seed in sorted(seeds)} for values in (better, worse))
-        unscored = {}
+    else:
+        unscored = {of.arm.label: of.runs.keys() - of_it for of, of_it in ((better_of, better), (worse_of, worse))}
     without = "".join(
         f"; {len(seeds)} seed{'s' * (len(seeds) != 1)} of {label} without a result"
         for label, seeds in unscored.items()
