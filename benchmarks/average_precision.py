@@ -6,7 +6,7 @@ Predicted sets made from random true ones, a little beside them, 10 slots and 3 
 five thresholds; from vectors of 19 numbers to AP. The loops take few images, ours the same and also as many as the
 validation split of CLEVR has; in turns in one process, in any order. Medians of all rounds, with the 20th and 80th
 percentile, after one that is not counted. Writes average-precision-cpu.csv and average-precision-cpu.md, which also
-goes into README.md.
+goes into benchmarks/README.md.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran, its files of results, and how its table gets into README.md."""
+"""Where and with what a benchmark ran, its files of results, and how its table gets into the pages that show it."""
 
 import csv
 import io
@@ -17,11 +17,12 @@ from typing import Any
 from slotattn_fast.atomic import write_text
 from slotattn_fast.lock import locked
 
-RESULTS, README = Path("benchmarks/results"), Path("README.md")
+RESULTS = Path("benchmarks/results")
+PAGES = (Path("README.md"), Path("benchmarks/README.md"))  # which show tables of RESULTS
 QUICK_RESULTS = Path("build/benchmarks")
 LOCK = ".lock"  # in a folder of results
 INSTALL = '`pip install -c constraints.txt -e ".[dev]"` installs what benchmarks need'
-_DEFAULT = f"default {RESULTS}, whose tables also go into {README} where it has a place for them"
+_DEFAULT = f"default {RESULTS}, whose tables also go into {' and '.join(map(str, PAGES))} where these have a place"
 
 Table = Callable[[list[dict[str, Any]], Path], str]
 """Markdown of rows and the path of their file."""
@@ -30,7 +31,8 @@ Table = Callable[[list[dict[str, Any]], Path], str]
 def commit() -> str:
     """Of the checkout, with "-dirty" if a tracked file differs, other than those that benchmarks write."""
     head = _git("rev-parse", "--short", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RESULTS}", f":!{README}")
+    written = (f":!{path}" for path in (RESULTS, *PAGES))
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
     return f"{head or 'unknown'}{'-dirty' * bool(changed)}"
 
 
@@ -96,8 +98,8 @@ def add_threads(parser: ArgumentParser, what: str = "PyTorch's threads") -> None
 def command(main: Callable[[], None]) -> None:
     """Runs `main`; stopped by SIGINT or SIGTERM, it ends with 130 and a line, and what is in the files stays."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if not README.exists():
-        sys.exit(f"{README}: not here; benchmarks run in the root of the repository")
+    if not PAGES[0].exists():
+        sys.exit(f"{PAGES[0]}: not here; benchmarks run in the root of the repository")
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1: Triton's kernels would be interpreted, which is not to be measured; unset it")
     try:
@@ -140,7 +142,7 @@ def software(*packages: str) -> dict[str, str]:
 def write_results(
     name: str, found: Iterable[list[dict[str, Any]]], conditions: Mapping[str, Any], table: Table, folder: Path
 ) -> list[dict[str, Any]]:
-    """Writes the rows as folder/NAME.csv and their table as folder/NAME.md and, if that is RESULTS, into README.md.
+    """Writes the rows as folder/NAME.csv and their table as folder/NAME.md and, if that is RESULTS, into PAGES.
 
     `found` gives all rows so far, again and again, which are in folder/NAME-unfinished.csv until the last are there:
     what a run leaves that is stopped does not take the place of what an earlier one finished. Every row is told the
@@ -157,12 +159,12 @@ def write_results(
     unfinished.unlink()
     print(text)
     if is_shown(folder):
-        put_into_readme(f"{name}.md", text)
+        put_into_pages(f"{name}.md", text)
     return rows
 
 
 def is_shown(folder: Path) -> bool:
-    """Whether README.md has its tables."""
+    """Whether PAGES have its tables."""
     return folder.resolve() == RESULTS.resolve()
 
 
@@ -217,14 +219,15 @@ def _short(value: Any) -> Any:
     return f"{value:.5g}" if isinstance(value, float) else value
 
 
-def put_into_readme(name: str, table: str) -> None:
+def put_into_pages(name: str, table: str) -> None:
     """Replaces what stands between `<!-- name -->` and `<!-- end of name -->`.
 
-    Without the two README.md stays as it is: it shows the tables of one machine, not those of every kind.
+    A page without the two stays as it is: they show the tables of one machine, not those of every kind.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     with locked(RESULTS / LOCK, None):
-        before, _, rest = README.read_text().partition(begin)
-        _, found, after = rest.partition(end)
-        if found:
-            write_text(README, f"{before}{begin}\n{table}{end}{after}")
+        for page in PAGES:
+            before, _, rest = page.read_text().partition(begin) if page.exists() else ("", "", "")
+            _, found, after = rest.partition(end)
+            if found:
+                write_text(page, f"{before}{begin}\n{table}{end}{after}")

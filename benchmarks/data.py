@@ -9,7 +9,7 @@ images have it. Before they are timed, every image and mask of the one is compar
 second in batches of 64 (with --quick of 8), as `slotattn data generate` draws them. Feeding: images a second at 64x64
 from a prepared folder that is in the page cache, in batches of 64, as uint8 and as the float32 that a model takes.
 Medians of all rounds, with the 20th and 80th percentile, after one that is not counted. Writes data-cpu.csv and
-data-cpu.md, which also goes into README.md.
+data-cpu.md, which also goes into benchmarks/README.md.
 """
 
 import argparse

@@ -1,14 +1,19 @@
-"""The report of the stage `time`: each target beside what was reached, all contenders, and the profile."""
+"""The report of the stage `time`: each target beside what was reached, all contenders, and the profile.
+
+`summary` is the table of README.md: one line a shape, dtype and pass.
+"""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from .gpu_record import Found, Record, described, why_unfinished
+from .gpu_record import Found, Record, described, last_finished, why_unfinished
 from .reasons import NOT_MEASURED, cell
 
 DISCOVERY, SETS, SINGLE = (64, 16384, 7), (512, 1024, 10), (1, 16384, 7)  # B, N, K
 SIZES = (DISCOVERY, SETS, SINGLE)
 PROFILE = "profile"
+MAX_AUTOTUNE = ", max-autotune"  # ends the names of parts
 Rows = dict[str, dict[str, Any]]  # by contender
 
 
@@ -26,7 +31,7 @@ class Target(NamedTuple):
 
 
 def part_name(size: tuple[int, int, int], dtype: str, which: str, autotuned: bool = False) -> str:
-    return f"{' x '.join(map(str, size))} {dtype} {which}{', max-autotune' * autotuned}"
+    return f"{' x '.join(map(str, size))} {dtype} {which}{MAX_AUTOTUNE * autotuned}"
 
 
 def median(found: Found, contender: str) -> float | None:
@@ -86,6 +91,42 @@ def report(record: Record) -> str:
     """Markdown."""
     heading = "B x N x K, dtype, what is called"
     return "\n\n".join([targets(record, TARGETS, heading), *(part(*item) for item in record.items())]) + "\n"
+
+
+def summary(record: Record, path: Path) -> str:
+    """Markdown: milliseconds and peak memory of all that were timed, and where. `path` is the record's."""
+    lines: dict[str, dict[str, str]] = {}
+    where: dict[str, dict[str, None]] = {}  # what each condition was, in all parts
+    for name, entry in record.items():
+        finished = last_finished(entry)
+        if finished is None or name == PROFILE:
+            continue
+        for row in finished["found"].get("rows", ()):
+            if "ms" in row:
+                lines.setdefault(name.removesuffix(MAX_AUTOTUNE), {}).setdefault(row["contender"], _short(row))
+        for key, value in finished["conditions"].items():
+            where.setdefault(key, {})[value] = None
+    if not lines:
+        return f"{NOT_MEASURED}\n"
+    names = list(dict.fromkeys(name for line in lines.values() for name in line))
+    found = {key: ", ".join(values) for key, values in where.items()}
+    table = [
+        f"{found['gpu']}, driver {found['driver']}, torch {found['torch']}, Triton {found['triton']}, Python "
+        f"{found['python']}, commit {found['commit']}, {found['date']}: `python -m benchmarks.gpu time`, {path}. "
+        "Medians in milliseconds, and peak memory beyond what a call is given and returns:",
+        "",
+        f"| B x N x K | dtype | pass | {' | '.join(names)} |",
+        f"|---|---|---|{'---|' * len(names)}",
+    ]
+    for part, line in lines.items():
+        head = " | ".join(part.rsplit(" ", 2))
+        table.append(f"| {head} | {' | '.join(line.get(name, '') for name in names)} |")
+    return "\n".join(table) + "\n"
+
+
+def _short(row: dict[str, Any]) -> str:
+    memory = row.get("peak_bytes")
+    return f"{row['ms'][1]:.2f}" + ("" if memory is None else f" ({memory / 2**20:.0f} MiB)")
 
 
 def targets(record: Record, wanted: Sequence[Target], heading: str) -> str:

@@ -7,7 +7,7 @@ are zero rows. On a CPU ours is SciPy, too, and what is measured is what it adds
 the costs, and its pairs are copied back; times there are by CUDA events, of ours also as a CUDA graph. All contenders
 are checked to cost the same and are then timed in turns in one process; the table gives medians over the rounds, with
 the 20th and 80th percentile, and those of the rounds' ratios. Writes matching-cpu.csv or matching-gpu.csv, a row a
-measurement, and a .md of that name, which also goes into README.md where it has a place for it.
+measurement, and a .md of that name, which also goes into benchmarks/README.md where it has a place for it.
 """
 
 import argparse

@@ -1,9 +1,10 @@
-"""The tables and plots of module.csv, made of nothing else.
+"""The tables and plots of what was measured, made of the files of results and nothing else.
 
     python -m benchmarks report [--out benchmarks/results]
 
-For CPU and GPU each the machine that was measured last: module-cpu.md or module-cuda.md, which also go into README.md
-where their folder is benchmarks/results, and module-cpu-N-K.png and module-cpu-B-D-T.png.
+Of module.csv, for CPU and GPU each the machine that was measured last: module-cpu.md or module-cuda.md, which also go
+into README.md where their folder is benchmarks/results, and module-cpu-N-K.png and module-cpu-B-D-T.png. Of
+gpu-time.json and gpu-steps.json the .md beside them, and of the first a summary for README.md.
 """
 
 import argparse
@@ -13,8 +14,10 @@ from pathlib import Path
 
 from slotattn_fast.atomic import write_text
 
-from .conditions import INSTALL, add_out, command, is_shown, put_into_readme, read_rows
+from . import gpu_steps_table, gpu_table
+from .conditions import INSTALL, add_out, command, is_shown, put_into_pages, read_rows
 from .contenders import NAMES, OURS, PASSES, label
+from .gpu_record import load
 from .module import COLUMNS, CPU_SHAPES, CSV, DIM, GPU_SHAPES, ITERS, MEMORY, NUMBERS, QUICK_SHAPES, SIZES, TIME
 from .reasons import NOT_MEASURED
 from .spread import cell, ratio_cell
@@ -33,7 +36,7 @@ def report(folder: Path) -> list[Path]:
         file = folder / f"module-{where}.md"
         write_text(file, text)
         if is_shown(folder):
-            put_into_readme(file.name, text)
+            put_into_pages(file.name, text)
         written.append(file)
         try:
             from .plots import plot  # which the tables do without
@@ -41,6 +44,21 @@ def report(folder: Path) -> list[Path]:
             print(f"no plots: {missing}; {INSTALL}", file=sys.stderr)
         else:
             written += plot(here, folder / f"module-{where}")
+    return written
+
+
+def gpu_report(folder: Path) -> list[Path]:
+    """Of the records of the stages on a GPU; returns the files."""
+    written = []
+    for stage, report_of in (("time", gpu_table.report), ("steps", gpu_steps_table.report)):
+        path = folder / f"gpu-{stage}.json"
+        if not path.exists():
+            continue
+        record, file = load(path), path.with_suffix(".md")
+        write_text(file, report_of(record))
+        if stage == "time" and is_shown(folder):
+            put_into_pages(file.name, gpu_table.summary(record, path))
+        written.append(file)
     return written
 
 
@@ -160,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_out(parser)
     given = parser.parse_args()
-    written = report(given.out)
+    written = [*report(given.out), *gpu_report(given.out)]
     for file in written:
         print(file)
     if not written:

@@ -10,7 +10,7 @@ growth of the resident set, in a fresh process for each contender. FLOPs are tho
 1 to 3 % of them inside our operator of Slot Attention. "product" is the rate of a float32 matrix product, the best that
 was found: two are timed beside the steps of every preset in every round. On a GPU batches are the paper's, and
 `torch.compile` of both is compared too. Exits with 1 where ours is wrong or fails. Writes TASK-cpu.csv (or -cuda), a
-row a measurement, and TASK-cpu.md, which also goes into README.md where it has a place for it.
+row a measurement, and TASK-cpu.md, which also goes into benchmarks/README.md where it has a place.
 """
 
 import argparse

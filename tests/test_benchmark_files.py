@@ -177,21 +177,26 @@ def test_what_is_found_is_kept_before_the_rest_is(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["some.csv", "some.md"]
 
 
-def test_tables_go_where_readme_has_a_place_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_go_where_a_page_has_a_place_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def table(rows: Sequence[Mapping[str, Any]], path: Path) -> str:
         return f"{path}: {[row['ms'] for row in rows]}\n"
 
     monkeypatch.chdir(tmp_path)
     before = "# Title\n\n<!-- some.md -->\nold\n<!-- end of some.md -->\n\n<!-- other.md -->\n"
-    conditions.README.write_text(before)
+    page, other = conditions.PAGES
+    page.write_text(before)
+    other.parent.mkdir()
+    other.write_text("<!-- other.md --><!-- end of other.md --> and more")
     for name, folder in (("some", tmp_path), ("unseen", conditions.RESULTS), ("other", conditions.RESULTS)):
         conditions.write_results(name, [[{"ms": 1}]], {}, table, folder)
-        assert conditions.README.read_text() == before
+        assert page.read_text() == before
         assert (folder / f"{name}.md").exists()
     shown = conditions.RESULTS.resolve()  # by any name
     conditions.write_results("some", [[{"ms": 1}], [{"ms": 1}, {"ms": 2}]], {}, table, shown)
     text = f"{shown}/some.csv: [1, 2]"
-    assert conditions.README.read_text() == before.replace("old", text)
+    assert page.read_text() == before.replace("old", text)
+    shown_there = f"{conditions.RESULTS}/other.csv: [1]"
+    assert other.read_text() == f"<!-- other.md -->\n{shown_there}\n<!-- end of other.md --> and more"
     assert (conditions.RESULTS / "some.md").read_text() == f"{text}\n"
 
 
@@ -199,15 +204,15 @@ def _put(folder: Path, name: str, all_are_there: Barrier) -> None:
     os.chdir(folder)
     all_are_there.wait()
     for number in range(100):
-        conditions.put_into_readme(name, f"{number}\n")
+        conditions.put_into_pages(name, f"{number}\n")
 
 
-def test_processes_that_write_into_readme_at_once_lose_no_table(
+def test_processes_that_write_into_a_page_at_once_lose_no_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     conditions.RESULTS.mkdir(parents=True)
-    conditions.README.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in "abc"))
+    conditions.PAGES[0].write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in "abc"))
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(3)
     writers = [context.Process(target=_put, args=(tmp_path, name, barrier)) for name in "abc"]
@@ -215,7 +220,7 @@ def test_processes_that_write_into_readme_at_once_lose_no_table(
         writer.start()
     for writer in writers:
         writer.join()
-    assert conditions.README.read_text() == "".join(f"<!-- {n} -->\n99\n<!-- end of {n} -->\n" for n in "abc")
+    assert conditions.PAGES[0].read_text() == "".join(f"<!-- {n} -->\n99\n<!-- end of {n} -->\n" for n in "abc")
 
 
 def test_a_commit_with_changes_is_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

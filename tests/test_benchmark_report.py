@@ -9,8 +9,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks import conditions, contenders, module, plots, report
+from benchmarks import conditions, contenders, gpu_table, module, plots, report
 from benchmarks.conditions import read_rows, upsert
+from benchmarks.gpu_record import load
 from benchmarks.measure import Rates
 from benchmarks.module import MEMORY, TIME
 
@@ -106,6 +107,29 @@ def test_the_committed_rows_can_be_reported(tmp_path: Path) -> None:
     text = written[0].read_text().replace(str(tmp_path), "benchmarks/results")
     assert text == Path("benchmarks/results", written[0].name).read_text()
     assert len(written) == 3
+
+
+def test_the_committed_records_of_a_gpu_can_be_reported(tmp_path: Path) -> None:
+    results = conditions.RESULTS
+    for stage in ("time", "steps"):
+        (tmp_path / f"gpu-{stage}.json").write_bytes((results / f"gpu-{stage}.json").read_bytes())
+    written = report.gpu_report(tmp_path)
+    assert [path.name for path in written] == ["gpu-time.md", "gpu-steps.md"]
+    for path in written:
+        assert path.read_text() == (results / path.name).read_text()
+
+
+def test_the_pages_show_what_is_in_the_results() -> None:
+    shown = {}
+    for page in conditions.PAGES:
+        for part in page.read_text().split("<!-- end of ")[:-1]:
+            name, _, table = part.rpartition("<!-- ")[2].partition(" -->\n")
+            assert name not in shown
+            shown[name] = table
+    record = conditions.RESULTS / "gpu-time.json"
+    assert shown.pop("gpu-time.md") == gpu_table.summary(load(record), record)
+    assert {name: (conditions.RESULTS / name).read_text() for name in shown} == shown
+    assert set(shown) == {path.name for path in conditions.RESULTS.glob("*-cpu.md")}
 
 
 def test_committed_rows_have_their_key_once() -> None:

@@ -201,6 +201,28 @@ def test_targets_beside_what_was_reached() -> None:
     assert [line.split("|")[6].strip() for line in lines[2:6]] == ["a", "", "a", "a"]  # the commit
 
 
+def test_the_summary_has_a_line_a_shape_of_all_that_was_finished() -> None:
+    where = HERE | {"driver": "1", "torch": "2", "triton": "3", "python": "4"}
+    plain = gpu_table.part_name(gpu_table.DISCOVERY, "bfloat16", "forward")
+    autotuned = gpu_table.part_name(gpu_table.DISCOVERY, "bfloat16", "forward", autotuned=True)
+    record: gpu_record.Record = {
+        "profile": {"found": {"rows": [{"kernel": "some"}]}, "conditions": where},
+        plain: {"found": measured(reference=30.0, ours=2.5), "conditions": where},
+        autotuned: {
+            "found": {UNFINISHED: "cut"},
+            "conditions": where | {"commit": "c"},
+            "before": {"found": measured(**{"max-autotune": 5.0, "ours": 9.0}), "conditions": where | {"commit": "b"}},
+        },
+        "1 x 2 x 3 float32 forward": {"found": {UNFINISHED: "cut"}, "conditions": where},
+    }
+    lines = gpu_table.summary(record, Path("here.json")).splitlines()
+    assert lines[0].startswith("none, driver 1, torch 2, Triton 3, Python 4, commit a, b, today: `python -m ")
+    assert "here.json. Medians" in lines[0]
+    assert lines[2] == "| B x N x K | dtype | pass | reference | ours | max-autotune |"
+    assert lines[4:] == ["| 64 x 16384 x 7 | bfloat16 | forward | 30.00 | 2.50 (38 MiB) | 5.00 |"]
+    assert gpu_table.summary({plain: {"found": {UNFINISHED: "cut"}, "conditions": where}}, Path()) == "not measured\n"
+
+
 def test_the_parts_with_targets_come_first() -> None:
     names = list(gpu_time.parts(toy=False))
     wanted = {target.part for target in gpu_table.TARGETS}
