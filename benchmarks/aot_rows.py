@@ -168,8 +168,8 @@ def attend_launch(case: Case, dtype: str, target: str, which: str = "forward") -
         **blocking,
     }
     arguments |= {"stride_xb": N * D_in, "stride_xn": stride_n, "stride_xd": stride_d}
-    arguments |= {"B": B, "N": N, "K": K, "H": case.heads, "blocks": config.blocks, "splits": config.splits}
-    arguments |= {"D_IN": D_in, "T": min(case.T, at_once), "ADD": False, "NORM": case.norm, "PRECISION": "ieee"}
+    arguments |= {"B": B, "N": N, "K": K, "heads": case.heads, "blocks": config.blocks, "splits": config.splits}
+    arguments |= {"D_IN": D_in, "T": min(case.T, at_once), "ADD": False, "NORM": case.norm}
     arguments |= {"BY_DOT": config.by_dot}
     return Launch(arguments, options, -(-N // config.block_n) * B, B * N * D_in * ITEMSIZE[dtype])
 
@@ -186,13 +186,13 @@ def slots_launch(case: Case, dtype: str, target: str, precision: str = "tf32x3")
     splits = attend_launch(case, "bf16", target).arguments["splits"]
     config = launch.update_config(D, D_in, H, splits, TARGETS[target].warp_size, precision)
     tensors = (
-        *("partials", "slots", "sums", "new_slots", "query", "query_weight", "query_bias", "value", "value_bias"),
-        *("norm_slots", "recurrent", "recurrent_bias", "norm_pre_ff", "hidden", "hidden_bias", "out", "out_bias"),
-        *("d_new", "d_carry", "d_slots", "d_sums", "slots_normed", "d_query", "mean", "d_updates", "slots_rows"),
-        *("d_recurrent", "new_normed", "d_hidden", "hidden_rows", "d_out", "columns"),
-        *("to_q", "to_q_bias", "to_k", "to_k_bias", "to_v", "to_v_bias", "norm", "after"),
-        *("d_query_bias", "d_value", "d_to_q", "d_to_q_bias", "d_to_k", "d_to_k_bias", "d_to_v", "d_to_v_bias"),
-        *("d_norm", "d_after"),
+        *("partials", "slots", "sums", "new_slots", "query", "query_weight", "query_bias", "value_weight"),
+        *("value_bias", "norm_slots", "recurrent_weight", "recurrent_bias", "norm_pre_ff", "hidden_weight"),
+        *("hidden_bias", "out_weight", "out_bias", "d_new", "d_carry", "d_slots", "d_sums", "slots_normed", "d_query"),
+        *("weighted_mean", "d_updates", "slots_rows", "d_recurrent", "new_normed", "d_hidden_rows", "hidden_rows"),
+        *("d_out", "column_sums", "grads", "to_q", "to_q_bias", "to_k", "to_k_bias", "to_v", "to_v_bias", "norm"),
+        *("after", "d_query_weight", "d_query_bias", "d_value_weight", "d_to_q", "d_to_q_bias", "d_to_k"),
+        *("d_to_k_bias", "d_to_v", "d_to_v_bias", "d_norm", "d_after"),
     )
     arguments: dict[str, Any] = {
         **dict.fromkeys(tensors, f"*{dtype}"),
@@ -210,7 +210,7 @@ def slots_launch(case: Case, dtype: str, target: str, precision: str = "tf32x3")
         "D_IN": D_in,
         "H": H,
         "HEADS": heads,
-        "V": 3 * D,
+        "WIDTH_V": 3 * D,
         "WIDTH": D,
         "MEAN": True,
         "PRECISION": config.precision,
@@ -220,23 +220,26 @@ def slots_launch(case: Case, dtype: str, target: str, precision: str = "tf32x3")
         "BH": config.block_hidden,
         "BC": config.block_chunk,
         "UNROLL": config.unroll,
-        "FETCH": config.fetch,
+        "PREFETCH": config.prefetch,
     }
     return Launch(arguments, {"num_warps": config.num_warps, "num_stages": config.num_stages}, 0)
 
 
 def weights_launch(case: Case, dtype: str, target: str, precision: str = "tf32x3") -> Launch:
     """Of the kernel that sums over the rows of all iterations."""
-    launch, (D, H, E) = (
-        slots_launch(case, dtype, target, precision),
-        (case.D, case.hidden, case.heads * (case.D_in + 1)),
-    )
+    launch, D, H, HE = slots_launch(case, dtype, target, precision), case.D, case.hidden, case.heads * (case.D_in + 1)
     C, device = launch.arguments["C"], TARGETS[target]
-    shapes = ((D, E), (E, 3 * D), (3 * D, D), (H, D), (D, H))
+    shapes = ((D, HE), (HE, 3 * D), (3 * D, D), (H, D), (D, H))
     M, S = case.T * case.B * case.K, case.T * -(-case.B * case.K // launch.arguments["BR"])
     config = kernel_module("launch").weights_config(M, shapes, C, device.multiprocessors, device.warp_size, precision)
-    arguments: dict[str, Any] = launch.arguments | {"M": M, "rows": config.rows, "S": S, "sums": -(-S // config.parts)}
-    arguments |= {"E": E, "BLOCK": config.block, "BM": config.block_rows, "PRECISION": config.precision}
+    arguments: dict[str, Any] = launch.arguments | {"M": M, "rows": config.rows, "S": S}
+    arguments |= {
+        "sums_per_part": -(-S // config.parts),
+        "HE": HE,
+        "BLOCK": config.block,
+        "BM": config.block_rows,
+        "PRECISION": config.precision,
+    }
     return Launch(arguments, {"num_warps": config.num_warps, "num_stages": config.num_stages}, 0)
 
 

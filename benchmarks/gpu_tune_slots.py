@@ -19,7 +19,7 @@ from .patched import patched
 from .reasons import NOT_MEASURED, cell, failed
 
 WIDTH, HIDDEN, CALLS, ROUNDS = 64, 128, 10, 15
-FIELDS = ("precision", "block_rows", "block_chunk", "num_warps", "num_stages", "fetch")  # of UpdateConfig
+FIELDS = ("precision", "block_rows", "block_chunk", "num_warps", "num_stages", "prefetch")  # of UpdateConfig
 KERNELS = ("update_fwd", "update_bwd", "query_bwd", "absorb_bwd")
 SIZES = ((64, 7, 8), (512, 10, 1))  # images, slots, splits of the inputs
 TOY_SIZES, TOY_CANDIDATES = ((3, 5, 2),), 3
@@ -52,21 +52,21 @@ def candidates(splits: int, kernel: str) -> list[Config]:
 
     table, single = (update_config(WIDTH, WIDTH, HIDDEN, splits, precision=name) for name in ("tf32", "tf32x3"))
     changes: list[dict[str, Any]] = [
-        {"fetch": False},
+        {"prefetch": False},
         {"num_warps": 4},
         {"block_chunk": 32},
         {"num_stages": 3},
         {"block_rows": 32},
         {"num_warps": 16},
     ]
-    without = table._replace(precision="ieee", block_chunk=16, num_stages=3, fetch=False)
+    without = table._replace(precision="ieee", block_chunk=16, num_stages=3, prefetch=False)
     found = [
         *(table, single, without),
         *(table._replace(**change) for change in changes),
         *(single._replace(block_chunk=chunk) for chunk in (64, 16)),
     ]
     if kernel not in ("update_fwd", "update_bwd"):  # they know nothing of fetching
-        found = [config for config in found if config == without or config.fetch]
+        found = [config for config in found if config == without or config.prefetch]
     return found
 
 

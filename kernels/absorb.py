@@ -1,13 +1,16 @@
 """The projections that a call multiplies once, before its iterations: `slot_update.absorb` in Triton, and backward.
 
-h heads of width d, inputs of width D_in, E = D_in + 1. With LayerNorm's weight g and bias b over the inputs, a layer's
-weight W and bias c are extended to take x-_n = (x^_n, 1):
+h heads of width d, inputs of width D_in, E = D_in + 1; g and b are weight and bias of the LayerNorm over the inputs. A
+layer with weight W and bias c is extended to take x-_n = (x^_n, 1):
 
     W- = (W g - mean(W g), W b + c)              [d, E] a head; the mean is over D_in
-    Q  = scale W_q^T K-,   Q_0 = scale b_q K-    [D, h E], [h E]
-    V  = V-^T A^T                                [h E, V], A [V, h d] being what follows the values
 
-so both are rows of a product  out = left W-,  left = (W_q, b_q)^T or A.
+With K- and V- for the layers of the keys and the values, and A [WIDTH_V, h d] for what follows the values:
+
+    Q   = scale W_q^T K-,   Q_0 = scale b_q K-    [D, h E], [h E]
+    V^T = A V-                                    [WIDTH_V, h E]
+
+Either is  out = left W-,  with left = (W_q, b_q)^T, whose last row R = D is the bias, or left = A.
 """
 
 import triton
@@ -44,12 +47,12 @@ def extended(
 @triton.jit
 def rows_forward(
     left,  # [R, h * d] by its strides
-    left_bias,  # [h * d], a row R | None
-    weight,
-    bias,
-    norm,
+    left_bias,  # [h * d], row R of left | None
+    weight,  # [h * d, D_in]
+    bias,  # [h * d] | None
+    norm,  # g and b [2, D_in] | None
     out,  # [R, h * E] by its strides
-    out_bias,  # [h * E], a row R | None
+    out_bias,  # [h * E], row R of out | None
     scale,
     stride_left: tl.constexpr,
     stride_inner: tl.constexpr,
@@ -95,14 +98,14 @@ def absorb_fwd_kernel(
     to_v,  # [h * d, D_in]
     to_v_bias,  # [h * d] | None
     norm,  # [2, D_in] | None
-    after,  # [V, h * d]
-    query,  # [D, h * E] out
+    after,  # A [WIDTH_V, h * d]
+    query_weight,  # [D, h * E] out
     query_bias,  # [h * E] out
-    value,  # [h * E, V] out
+    value_weight,  # [h * E, WIDTH_V] out
     scale,
     D: tl.constexpr,
     D_IN: tl.constexpr,
-    V: tl.constexpr,
+    WIDTH_V: tl.constexpr,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,  # d
     BR: tl.constexpr,
@@ -114,25 +117,25 @@ def absorb_fwd_kernel(
     E: tl.constexpr = D_IN + 1
     if tl.program_id(2) == 0:
         rows_forward(
-            to_q, to_q_bias, to_k, to_k_bias, norm, query, query_bias, scale,
+            to_q, to_q_bias, to_k, to_k_bias, norm, query_weight, query_bias, scale,
             1, D, HEADS * E, 1, D, WIDTH, D_IN, BR, BI, BC, PRECISION,
         )  # fmt: skip
     else:
         rows_forward(
-            after, None, to_v, to_v_bias, norm, value, None, 1.0,
-            HEADS * WIDTH, 1, 1, V, V, WIDTH, D_IN, BR, BI, BC, PRECISION,
+            after, None, to_v, to_v_bias, norm, value_weight, None, 1.0,
+            HEADS * WIDTH, 1, 1, WIDTH_V, WIDTH_V, WIDTH, D_IN, BR, BI, BC, PRECISION,
         )  # fmt: skip
 
 
 @triton.jit
 def rows_backward(
-    left,
+    left,  # as in `rows_forward`, and so on
     left_bias,
     weight,
     bias,
     norm,
-    d_out,
-    d_out_bias,
+    d_out,  # [R, h * E] by its strides
+    d_out_bias,  # [h * E] | None
     d_left,  # out, as left
     d_left_bias,  # out, as left_bias
     d_weight,  # out [h * d, D_in]
@@ -195,9 +198,9 @@ def rows_backward(
 
 @triton.jit
 def absorb_bwd_kernel(
-    d_query,  # [D, h * E]
+    d_query_weight,  # [D, h * E]
     d_query_bias,  # [h * E]
-    d_value,  # [h * E, V]
+    d_value_weight,  # [h * E, WIDTH_V]
     to_q,  # [h * d, D]
     to_q_bias,  # [h * d] | None
     to_k,  # [h * d, D_in]
@@ -205,7 +208,7 @@ def absorb_bwd_kernel(
     to_v,  # [h * d, D_in]
     to_v_bias,  # [h * d] | None
     norm,  # [2, D_in] | None
-    after,  # [V, h * d]
+    after,  # A [WIDTH_V, h * d]
     d_to_q,  # out, and the rest: the gradients, by the same names
     d_to_q_bias,
     d_to_k,
@@ -217,7 +220,7 @@ def absorb_bwd_kernel(
     scale,
     D: tl.constexpr,
     D_IN: tl.constexpr,
-    V: tl.constexpr,
+    WIDTH_V: tl.constexpr,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,  # d
     BR: tl.constexpr,
@@ -231,13 +234,13 @@ def absorb_bwd_kernel(
     p_norm = None if d_norm is None else d_norm + i_part * 2 * D_IN
     if tl.program_id(2) == 0:
         rows_backward(
-            to_q, to_q_bias, to_k, to_k_bias, norm, d_query, d_query_bias,
+            to_q, to_q_bias, to_k, to_k_bias, norm, d_query_weight, d_query_bias,
             d_to_q, d_to_q_bias, d_to_k, d_to_k_bias, p_norm, scale,
             1, D, HEADS * E, 1, D, WIDTH, D_IN, BR, BI, BC, PRECISION,
         )  # fmt: skip
     else:
         rows_backward(
-            after, None, to_v, to_v_bias, norm, d_value, None,
+            after, None, to_v, to_v_bias, norm, d_value_weight, None,
             d_after, None, d_to_v, d_to_v_bias, p_norm, 1.0,
-            HEADS * WIDTH, 1, 1, V, V, WIDTH, D_IN, BR, BI, BC, PRECISION,
+            HEADS * WIDTH, 1, 1, WIDTH_V, WIDTH_V, WIDTH, D_IN, BR, BI, BC, PRECISION,
         )  # fmt: skip

@@ -4,8 +4,8 @@ Symbols and equations are those of README.md beside this file. Inputs lie along 
 its N side, of which Hopper's tensor cores take as few as 8.
 
 Half-precision inputs go into the dots as they are, with LayerNorm applied to the results; float32 inputs are centred in
-registers first, as x . q - mu sum(q) would cancel in float32. What meets them in a dot is rounded to their type, in
-float16 in units of its largest (`unit`), as that type's range is narrow.
+registers first, as x . q - mu sum(q) would cancel in float32. The other operand of a dot is rounded to their type; in
+float16, whose range is narrow, it is divided by its largest value first (`unit`).
 """
 
 import triton
@@ -44,17 +44,17 @@ def _queries(query_ptr, i_row, m_c, m_part, D_IN: tl.constexpr, BLOCK_D: tl.cons
 
 
 @triton.jit
-def _logits(b_x, b_rows, b_row_sums, b_c, b_mean, b_rstd, NORM: tl.constexpr, PRECISION: tl.constexpr):
+def _logits(b_x, b_rows, b_row_sums, b_c, b_mean, b_rstd, NORM: tl.constexpr):
     """l_nk = q-_k . x-_n [BN, C], from what `_queries` gave."""
     CENTRED: tl.constexpr = b_x.dtype == tl.float32
-    b_zq = normalised_products(dot(b_x, b_rows, PRECISION), b_row_sums, b_mean, b_rstd, NORM, CENTRED)
+    b_zq = normalised_products(dot(b_x, b_rows), b_row_sums, b_mean, b_rstd, NORM, CENTRED)
     if b_zq.shape[1] > b_c.shape[0]:
         b_zq, _ = split_columns(b_zq)
     return b_zq + b_c[None, :]
 
 
-# Where it is compiled for blocks = 1 the loop is gone, and ptxas 12.8, that of Triton 3.6, builds the address of an
-# operand in shared memory from another register than the address is in (`machine_code.wrong_descriptors`).
+# `blocks` must not be specialised: compiled for blocks = 1 the loop vanishes, and ptxas 12.8 (Triton 3.6) then takes an
+# address in shared memory from the wrong register (`machine_code.wrong_descriptors`).
 @triton.jit(do_not_specialize=["blocks"])
 def attend_fwd_kernel(
     x_ptr,  # [B, N, D_in], any strides
@@ -70,7 +70,7 @@ def attend_fwd_kernel(
     B,
     N,
     K,
-    H,
+    heads,
     blocks,  # blocks of BLOCK_N inputs a program
     splits,  # P
     offset,  # eps, or 0
@@ -83,7 +83,6 @@ def attend_fwd_kernel(
     BY_DOT: tl.constexpr,
     NORM: tl.constexpr,
     FIRST: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """E_k = (y_k, S_k) = sum_n (a_nk + eps) (x^_n, 1) over the inputs of one split of one image."""
     i_b = (tl.program_id(0) // splits).to(tl.int64)
@@ -91,9 +90,10 @@ def attend_fwd_kernel(
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     CENTRED: tl.constexpr = DTYPE == tl.float32
     o_d = tl.arange(0, BLOCK_D)
-    i_row, m_c, m_part = columns(K, H, slot_mask_ptr, i_b, BLOCK_H, BLOCK_K)
+    i_row, m_c, m_part = columns(K, heads, slot_mask_ptr, i_b, BLOCK_H, BLOCK_K)
 
-    b_rows, b_row_sums, b_c = _queries(query_ptr + i_b * H * K * (D_IN + 1), i_row, m_c, m_part, D_IN, BLOCK_D, DTYPE)
+    p_query = query_ptr + i_b * heads * K * (D_IN + 1)
+    b_rows, b_row_sums, b_c = _queries(p_query, i_row, m_c, m_part, D_IN, BLOCK_D, DTYPE)
     b_offset = tl.where(m_part, tl.cast(offset, tl.float32), 0.0)
 
     i_first = i_p * blocks * BLOCK_N
@@ -101,12 +101,12 @@ def attend_fwd_kernel(
     p_x = x_ptr + i_b * stride_xb + o_n[:, None].to(tl.int64) * stride_xn + o_d[None, :].to(tl.int64) * stride_xd
     b_identity = identity(BLOCK_D, DTYPE)
     b_y = tl.zeros([BLOCK_D, BLOCK_H * BLOCK_K], tl.float32)
-    b_mass = tl.zeros([BLOCK_N, BLOCK_H * BLOCK_K], tl.float32)  # S_k, by rows of a block
-    b_drift = tl.zeros([BLOCK_N, BLOCK_H * BLOCK_K], tl.float32)  # sum w'_nk mu_n, alike
+    b_mass = tl.zeros([BLOCK_N, BLOCK_H * BLOCK_K], tl.float32)  # S_k, still to be summed over the block's rows
+    b_drift = tl.zeros([BLOCK_N, BLOCK_H * BLOCK_K], tl.float32)  # sum_n w'_nk mu_n, likewise
     for i in range(blocks):
         i_n = i_first + i * BLOCK_N
-        m_stored = i_n + o_n < N
-        m_n = m_stored
+        m_exists = i_n + o_n < N
+        m_n = m_exists
         if mask_ptr is not None:
             m_n = m_n & (tl.load(mask_ptr + i_b * N + i_n + o_n, mask=m_n, other=0) != 0)
         m_x = m_n[:, None] & (o_d[None, :] < D_IN)
@@ -114,33 +114,33 @@ def attend_fwd_kernel(
         b_mean, b_rstd = tl.zeros([BLOCK_N], tl.float32), tl.where(m_n, 1.0, 0.0)  # r = 0 for what is left out
         if NORM:
             if FIRST:
-                # A load that feeds more than dots is not made asynchronous by Triton 3.6, so once more:
+                # Triton 3.6 makes a load asynchronous only if it feeds nothing but dots, so the block comes once more:
                 b_tile = b_x
                 if BY_DOT and DTYPE == tl.bfloat16:
-                    b_tile = dot(b_x, b_identity, PRECISION)
+                    b_tile = dot(b_x, b_identity)
                 elif not CENTRED:
                     b_tile = tl.load(p_x + i_n * stride_xn, mask=m_x, other=0.0, eviction_policy="evict_last")
                 b_mean, b_rstd = row_statistics(b_tile, o_d, norm_eps, D_IN)
                 b_rstd = tl.where(m_n, b_rstd, 0.0)
-                tl.store(mean_ptr + i_b * N + i_n + o_n, b_mean, mask=m_stored)
-                tl.store(rstd_ptr + i_b * N + i_n + o_n, b_rstd, mask=m_stored)
+                tl.store(mean_ptr + i_b * N + i_n + o_n, b_mean, mask=m_exists)
+                tl.store(rstd_ptr + i_b * N + i_n + o_n, b_rstd, mask=m_exists)
             else:
                 b_mean = tl.load(mean_ptr + i_b * N + i_n + o_n, mask=m_n, other=0.0)
                 b_rstd = tl.load(rstd_ptr + i_b * N + i_n + o_n, mask=m_n, other=0.0)
             if CENTRED:
                 b_x -= b_mean[:, None]
 
-        b_l = _logits(b_x, b_rows, b_row_sums, b_c, b_mean, b_rstd, NORM, PRECISION)
+        b_l = _logits(b_x, b_rows, b_row_sums, b_c, b_mean, b_rstd, NORM)
         b_a = softmax(b_l, BLOCK_H, BLOCK_K, slot_mask_ptr is not None)
         b_w = b_a + b_offset[None, :]  # a_nk + eps
         b_mass += tl.where(m_n[:, None], b_w, 0.0)
         b_wr, b_unit = round_in_units(b_w * b_rstd[:, None], 0, DTYPE)  # w' = round((a_nk + eps) r_n)
         if NORM and not CENTRED:
             b_drift += b_wr.to(tl.float32) * b_unit * b_mean[:, None]
-        b_y += dot(tl.trans(b_x), b_wr, PRECISION) * b_unit
+        b_y += dot(tl.trans(b_x), b_wr) * b_unit
 
     b_y -= tl.sum(b_drift, 0)[None, :]  # y_k = sum_n w'_nk x_n - sum_n w'_nk mu_n
-    p_out = partials_ptr + ((i_p * B + i_b) * H * K + i_row) * (D_IN + 1)
+    p_out = partials_ptr + ((i_p * B + i_b) * heads * K + i_row) * (D_IN + 1)
     tl.store(p_out[None, :] + o_d[:, None], b_y, mask=m_c[None, :] & (o_d[:, None] < D_IN))
     tl.store(p_out + D_IN, tl.sum(b_mass, 0), mask=m_c)
 
@@ -186,7 +186,7 @@ def attend_bwd_kernel(
     B,
     N,
     K,
-    H,
+    heads,
     blocks,  # blocks of BLOCK_N inputs a program
     splits,  # P
     offset,  # eps, or 0
@@ -199,7 +199,6 @@ def attend_bwd_kernel(
     T: tl.constexpr,
     ADD: tl.constexpr,
     NORM: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """dq-_k = sum_n dl_nk (x^_n, 1) of one iteration; with d_x_ptr also dx, for which it goes through all T of them.
 
@@ -212,12 +211,12 @@ def attend_bwd_kernel(
     C: tl.constexpr = BLOCK_H * BLOCK_K
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d[:, None] < D_IN
-    i_row, m_c, m_part = columns(K, H, slot_mask_ptr, i_b, BLOCK_H, BLOCK_K)
+    i_row, m_c, m_part = columns(K, heads, slot_mask_ptr, i_b, BLOCK_H, BLOCK_K)
     b_offset = tl.where(m_part, tl.cast(offset, tl.float32), 0.0)
 
     operands = ()
     for t in tl.static_range(T):
-        i_image = (t * B + i_b) * H * K * (D_IN + 1)
+        i_image = (t * B + i_b) * heads * K * (D_IN + 1)
         operands = operands + (
             _operands(query_ptr + i_image, d_sums_ptr + i_image, i_row, m_c, m_part, D_IN, BLOCK_D, DTYPE),
         )
@@ -234,7 +233,7 @@ def attend_bwd_kernel(
     for i in range(blocks):
         i_n = i_first + i * BLOCK_N
         m_n = i_n + o_n < N
-        m_stored = m_n[:, None] & (o_d[None, :] < D_IN)
+        m_dx = m_n[:, None] & (o_d[None, :] < D_IN)
         if mask_ptr is not None:
             m_n = m_n & (tl.load(mask_ptr + i_b * N + i_n + o_n, mask=m_n, other=0) != 0)
         m_x = m_n[:, None] & (o_d[None, :] < D_IN)
@@ -247,35 +246,35 @@ def attend_bwd_kernel(
                 b_x -= b_mean[:, None]
 
         b_g = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)  # g_n, the gradient at x^_n
-        b_gx = tl.zeros([BLOCK_N, C], tl.float32)  # g_n . x^_n, by columns
+        b_gx = tl.zeros([BLOCK_N, C], tl.float32)  # g_n . x^_n, still to be summed over the columns
         for t in tl.static_range(T):
             b_rows, b_row_sums, b_c, b_ds, b_dy_unit = operands[t]
-            b_z = normalised_products(dot(b_x, b_rows, PRECISION), b_row_sums, b_mean, b_rstd, NORM, CENTRED)
+            b_z = normalised_products(dot(b_x, b_rows), b_row_sums, b_mean, b_rstd, NORM, CENTRED)
             b_zq, b_zdy = split_columns(b_z)  # x^ . q~ and x^ . dy [BN, C] each
             b_zdy *= b_dy_unit
             b_a = softmax(b_zq + b_c[None, :], BLOCK_H, BLOCK_K, slot_mask_ptr is not None)
             b_dl = softmax_backward(b_a, b_zdy + b_ds[None, :], BLOCK_H, BLOCK_K)  # da_nk = dy_k . x^_n + dS_k
             if t == 0:
                 b_dc += tl.where(m_n[:, None], b_dl, 0.0)
-                b_dlr, b_unit = round_in_units(b_dl * b_rstd[:, None], 0, DTYPE)
+                b_dlr, b_unit = round_in_units(b_dl * b_rstd[:, None], 0, DTYPE)  # dl' = round(dl_nk r_n)
                 if NORM and not CENTRED:
                     b_drift += b_dlr.to(tl.float32) * b_unit * b_mean[:, None]
-                b_dq += dot(tl.trans(b_x), b_dlr, PRECISION) * b_unit
+                b_dq += dot(tl.trans(b_x), b_dlr) * b_unit
             if d_x_ptr is not None:
                 b_w = b_a + b_offset[None, :]
                 # g_n = sum over t and k of (a_nk + eps) dy_k + dl_nk q~_k
                 b_pairs, b_unit = round_in_units(pair_columns(b_dl, b_w * b_dy_unit), 1, DTYPE)
-                b_g += dot(b_pairs, tl.trans(b_rows), PRECISION) * b_unit
+                b_g += dot(b_pairs, tl.trans(b_rows)) * b_unit
                 b_gx += b_dl * b_zq + b_w * b_zdy
         if d_x_ptr is not None:
             if NORM:
-                # dx_n = r_n (g_n - mean(g_n) - x^_n mean(g_n * x^_n)), and q~ and dy have mean 0
+                # dx_n = r_n g_n - s_n (x_n - mu_n),  s_n = r_n^2 (g_n . x^_n) / D_in
                 b_s = b_rstd * b_rstd * (tl.sum(b_gx, 1) / D_IN)
                 if CENTRED:
                     b_g = b_rstd[:, None] * b_g - b_s[:, None] * b_x
-                else:  # once more, as for the statistics of the forward pass
+                else:  # x_n once more, as for the statistics of the forward pass
                     if BY_DOT and DTYPE == tl.bfloat16:
-                        b_tile = dot(b_x, b_identity, PRECISION)
+                        b_tile = dot(b_x, b_identity)
                     else:
                         b_tile = tl.load(p_x + i_n * stride_xn, mask=m_x, other=0.0, eviction_policy="evict_first")
                     b_g = b_rstd[:, None] * b_g - (b_s[:, None] * b_tile.to(tl.float32) - (b_s * b_mean)[:, None])
@@ -283,11 +282,11 @@ def attend_bwd_kernel(
                 b_g *= b_rstd[:, None]
             p_out = p_dx + i_n * D_IN
             if ADD:
-                b_g += tl.load(p_out, mask=m_stored, other=0.0).to(tl.float32)
-            tl.store(p_out, round_to(b_g, DTYPE), mask=m_stored)
+                b_g += tl.load(p_out, mask=m_dx, other=0.0).to(tl.float32)
+            tl.store(p_out, round_to(b_g, DTYPE), mask=m_dx)
 
-    p_out = partials_ptr + ((i_p * B + i_b) * H * K + i_row) * (D_IN + 1)
-    b_dq -= tl.sum(b_drift, 0)[None, :]
+    p_out = partials_ptr + ((i_p * B + i_b) * heads * K + i_row) * (D_IN + 1)
+    b_dq -= tl.sum(b_drift, 0)[None, :]  # dq~_k = sum_n dl'_nk x_n - sum_n dl'_nk mu_n
     tl.store(p_out[None, :] + o_d[:, None], b_dq, mask=m_c[None, :] & m_d)
     tl.store(p_out + D_IN, tl.sum(b_dc, 0), mask=m_c)
 
@@ -305,7 +304,7 @@ def attend_map_kernel(
     stride_xd,
     N,
     K,
-    H,
+    heads,
     splits,  # programs an image
     offset,  # eps, or 0
     norm_eps,
@@ -315,7 +314,6 @@ def attend_map_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
     NORM: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """The attention of one block of inputs: a_nk, or with divisor_ptr the aggregation's weights (a_nk + eps) / S_k."""
     i_b = (tl.program_id(0) // splits).to(tl.int64)
@@ -324,13 +322,14 @@ def attend_map_kernel(
     CENTRED: tl.constexpr = DTYPE == tl.float32
     o_d = tl.arange(0, BLOCK_D)
     o_n = i_p * BLOCK_N + tl.arange(0, BLOCK_N)
-    i_row, m_c, m_part = columns(K, H, slot_mask_ptr, i_b, BLOCK_H, BLOCK_K)
+    i_row, m_c, m_part = columns(K, heads, slot_mask_ptr, i_b, BLOCK_H, BLOCK_K)
     m_n = o_n < N
-    m_stored = m_n[:, None] & m_c[None, :]
+    m_map = m_n[:, None] & m_c[None, :]
     if mask_ptr is not None:
         m_n = m_n & (tl.load(mask_ptr + i_b * N + o_n, mask=m_n, other=0) != 0)
 
-    b_rows, b_row_sums, b_c = _queries(query_ptr + i_b * H * K * (D_IN + 1), i_row, m_c, m_part, D_IN, BLOCK_D, DTYPE)
+    p_query = query_ptr + i_b * heads * K * (D_IN + 1)
+    b_rows, b_row_sums, b_c = _queries(p_query, i_row, m_c, m_part, D_IN, BLOCK_D, DTYPE)
     p_x = x_ptr + i_b * stride_xb + o_n[:, None] * stride_xn + o_d[None, :].to(tl.int64) * stride_xd
     b_x = tl.load(p_x, mask=m_n[:, None] & (o_d[None, :] < D_IN), other=0.0)
     b_mean, b_rstd = tl.zeros([BLOCK_N], tl.float32), tl.full([BLOCK_N], 1.0, tl.float32)
@@ -338,11 +337,11 @@ def attend_map_kernel(
         b_mean, b_rstd = row_statistics(b_x, o_d, norm_eps, D_IN)
         if CENTRED:
             b_x -= b_mean[:, None]
-    b_l = _logits(b_x, b_rows, b_row_sums, b_c, b_mean, b_rstd, NORM, PRECISION)
+    b_l = _logits(b_x, b_rows, b_row_sums, b_c, b_mean, b_rstd, NORM)
     b_map = softmax(b_l, BLOCK_H, BLOCK_K, slot_mask_ptr is not None)
     if divisor_ptr is not None:
         b_map += tl.where(m_part, tl.cast(offset, tl.float32), 0.0)[None, :]
-        b_map /= tl.load(divisor_ptr + i_b * H * K + i_row, mask=m_c, other=1.0)[None, :]
+        b_map /= tl.load(divisor_ptr + i_b * heads * K + i_row, mask=m_c, other=1.0)[None, :]
     b_map = tl.where(m_n[:, None], b_map, 0.0)
-    p_out = map_ptr + (i_b * H * K + i_row[None, :]) * N + o_n[:, None]
-    tl.store(p_out, round_to(b_map, map_ptr.dtype.element_ty), mask=m_stored)
+    p_out = map_ptr + (i_b * heads * K + i_row[None, :]) * N + o_n[:, None]
+    tl.store(p_out, round_to(b_map, map_ptr.dtype.element_ty), mask=m_map)

@@ -6,7 +6,7 @@ A column is a slot of a head, heads first: C = BLOCK_H * BLOCK_K columns, each f
 import triton
 import triton.language as tl
 
-# The interpreter cuts float32 off to bfloat16 and has no arithmetic in it: `round_to` and `dot` make good for both.
+# The interpreter truncates float32 to bfloat16 and cannot compute in it: `round_to` and `dot` work around both.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -23,9 +23,9 @@ def round_to(b, DTYPE: tl.constexpr):
 
 @triton.jit
 def unit(b, AXIS: tl.constexpr, DTYPE: tl.constexpr):
-    """What b is counted in before it is rounded: in float16, whose range is narrow, the largest along AXIS; else 1.
+    """What b is divided by before it is rounded: 1, but in float16 the largest |b| along AXIS (kept, of size 1).
 
-    Cut off to a power of two, so that rounding does not depend on it.
+    That is cut off to a power of two, so that dividing by it is exact.
     """
     b_unit = 1.0
     if DTYPE == tl.float16:
@@ -43,28 +43,29 @@ def round_in_units(b, AXIS: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def dot(b_left, b_right, PRECISION: tl.constexpr):
+def dot(b_left, b_right):
+    """left right in float32. Not in TF32: Triton 3.6 and 3.9 do not compile a transposed operand of it for sm_90."""
     if INTERPRETED:
         b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
-    return tl.dot(b_left, b_right, input_precision=PRECISION, out_dtype=tl.float32)
+    return tl.dot(b_left, b_right, input_precision="ieee", out_dtype=tl.float32)
 
 
 @triton.jit
 def identity(SIZE: tl.constexpr, DTYPE: tl.constexpr):
-    """[SIZE, SIZE]. Its product with a block is the block to the bit, where what is no operand of a dot can have it."""
+    """The identity matrix [SIZE, SIZE]. Its product with a block is that block to the bit, in registers."""
     o = tl.arange(0, SIZE)
     return round_to(tl.where(o[:, None] == o[None, :], 1.0, 0.0), DTYPE)
 
 
 @triton.jit
-def columns(K, H, slot_mask_ptr, i_b, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Of each column: its row among the h * K of an image, whether there is one, and whether it takes part."""
+def columns(K, heads, slot_mask_ptr, i_b, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Of each column [C]: its row among the h * K of an image, if it exists (m_c), and if it takes part (m_part)."""
     o_c = tl.arange(0, BLOCK_H * BLOCK_K)
     i_h, i_k = o_c // BLOCK_K, o_c % BLOCK_K
     m_part = i_k < K  # also in the padded heads: a softmax over nothing would be NaN
     if slot_mask_ptr is not None:
         m_part = tl.load(slot_mask_ptr + i_b * K + i_k, mask=m_part, other=0) != 0
-    return i_h * K + i_k, (i_k < K) & (i_h < H), m_part
+    return i_h * K + i_k, (i_k < K) & (i_h < heads), m_part
 
 
 @triton.jit
@@ -77,7 +78,7 @@ def softmax(b_l, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, HAS_SLOT_MASK: tl
     b_max = tl.max(b_l, SLOTS, keep_dims=True)
     if HAS_SLOT_MASK:
         b_max = tl.where(b_max == -float("inf"), 0.0, b_max)
-    b_e = tl.exp2((b_l - b_max) * LOG2_E)  # flushes what is denormal to 0, exp does not: 3 instructions less
+    b_e = tl.exp2((b_l - b_max) * LOG2_E)  # unlike exp it flushes denormals to 0, which saves 3 instructions
     b_sum = tl.sum(b_e, SLOTS, keep_dims=True)
     if HAS_SLOT_MASK:
         b_sum = tl.where(b_sum == 0.0, 1.0, b_sum)
@@ -102,7 +103,7 @@ def row_statistics(b_x, o_d, norm_eps, D_IN: tl.constexpr):
         b_sum = tl.sum(b_x, 1)
     else:  # on the tensor cores, which are idle; every column is the sum
         b_ones = round_to(tl.full([b_x.shape[1], 16], 1.0, tl.float32), b_x.dtype)
-        b_sum = tl.max(dot(b_x, b_ones, "ieee"), 1)
+        b_sum = tl.max(dot(b_x, b_ones), 1)
     b_mean = b_sum / D_IN
     b_centred = tl.where(o_d[None, :] < D_IN, b_x.to(tl.float32) - b_mean[:, None], 0.0)
     return b_mean, tl.rsqrt(tl.sum(b_centred * b_centred, 1) / D_IN + tl.cast(norm_eps, tl.float32))

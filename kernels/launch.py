@@ -8,7 +8,7 @@ MAX_ITERATIONS_AT_ONCE = 8  # of the last backward pass; the more, the more stac
 
 
 def query_bytes(shared_bytes: int) -> int:
-    """How much of MAX_QUERY_BYTES a GPU of NVIDIA takes that has so much shared memory for a program.
+    """The limit on the queries' bytes of an NVIDIA GPU with this much shared memory for a program.
 
     The last backward pass takes up to four times that, and 32 KB for the inputs: sm_80 has 163 KB, sm_86, sm_89 and
     sm_120 have 99.
@@ -25,7 +25,7 @@ class AttendConfig(NamedTuple):
     block_k: int
     blocks: int
     splits: int
-    by_dot: bool  # in bfloat16, whether a block comes by a dot where it is no operand, and not from the cache again
+    by_dot: bool  # in bfloat16: a block needed outside of dots comes by a product with the identity, not a second load
     num_warps: int
     num_stages: int
     max_registers: int | None  # of a thread, so that more programs are at work at once; None: as many as it takes
@@ -53,9 +53,9 @@ def attend_config(
     `hopper` as `device.hopper` has it.
 
     `which` is "first" (the forward of the first iteration, which has a block in registers too), "forward" (of the
-    others), "map" (the attention, a block a program), "query" (the backward of an iteration) or "inputs" (its last
-    pass, which has the gradient of a block in registers). Chosen ahead of time, from registers, stack bytes and the
-    instructions of the main loop (benchmarks/results/aot.md), not yet from a time on a GPU.
+    others), "map" (the attention, a block a program), "query" (backward, to the queries alone) or "inputs" (its last
+    pass, to the inputs too, which has the gradient of a block in registers). Chosen ahead of time, from registers,
+    stack bytes and the instructions of the main loop (benchmarks/results/aot.md), not yet from a time on a GPU.
     """
     block_d = max(16, next_power_of_2(D_in))
     block_h = next_power_of_2(heads)
@@ -110,7 +110,7 @@ class UpdateConfig(NamedTuple):
     block_hidden: int  # H
     block_chunk: int  # the part of any of them that one dot sums over
     unroll: int  # partial sums that are loaded at once
-    fetch: bool  # whether the programs first share out the weights, which the passes drove out of the L2 cache
+    prefetch: bool  # whether the programs first prefetch the weights, which the passes evicted from the L2 cache
     num_warps: int
     num_stages: int
 
@@ -125,15 +125,14 @@ def update_config(
     the other. Tensor cores make the dots short, and take a whole width of 64 at once.
 
     `precision` is "tf32" or "tf32x3", of which the latter is three products and as exact as float32. The tensor cores'
-    own sums are not: they cut off where float32 rounds, so that not more than 32 of "tf32x3" are summed there, which
-    in float32 sums of 64 terms is 1.0 to 1.5 times float32's error, and 1.6 to 2.6 times that with all 64.
+    own sums are not, as they truncate where float32 rounds: at most 32 terms of "tf32x3" are summed there. A sum of 64
+    terms then has 1.0 to 1.5 times float32's error; with all 64 on the tensor cores it has 1.6 to 2.6 times that.
 
-    `warp_size` is 64 on AMD's gfx9 devices: as many threads have twice the registers there in half the warps. They
-    have no "tf32x3".
+    `warp_size` is 64 on AMD's gfx9 devices: half as many warps are as many threads there. Triton has no "tf32x3" for
+    them.
     """
     precision = "ieee" if warp_size == 64 else precision
     block_slots, block_inputs, block_hidden = (max(16, next_power_of_2(width)) for width in (D, D_in, hidden))
-    num_stages = 3 if block_slots <= 64 else 2  # registers
     return UpdateConfig(
         precision=precision,
         block_rows=16,
@@ -142,9 +141,9 @@ def update_config(
         block_hidden=block_hidden,
         block_chunk={"tf32": 64, "tf32x3": 32, "ieee": 16}[precision],
         unroll=max(2, min(8, next_power_of_2(splits))),  # with 1, Triton 3.6 needs stack bytes for the forward
-        fetch=warp_size == 32,
+        prefetch=warp_size == 32,
         num_warps=256 // warp_size,
-        num_stages=num_stages if precision == "ieee" else 2,
+        num_stages=3 if precision == "ieee" and block_slots <= 64 else 2,  # registers
     )
 
 
@@ -165,12 +164,12 @@ class WeightsConfig(NamedTuple):
 def weights_config(
     num_rows: int,
     shapes: tuple[tuple[int, int], ...],
-    columns: int,
+    column_sums: int,
     multiprocessors: int,
     warp_size: int = 32,
     precision: str = "tf32x3",
 ) -> WeightsConfig:
-    """The launch for so many rows, gradients of these shapes, and sums over this many columns.
+    """The launch for so many rows, gradients of these shapes, and sums over the rows of so many columns.
 
     Only "tf32", where a call allows it, goes to the tensor cores: what they cut off would add up over the rows. Two
     programs for each multiprocessor, but of 64 rows or more.
@@ -178,11 +177,11 @@ def weights_config(
     precision = "tf32" if precision == "tf32" and warp_size == 32 else "ieee"
     block, block_rows = 64, 32 if precision == "tf32" else 16
     blocks = sum(-(-height // block) * -(-width // block) for height, width in shapes)
-    # The sums over columns are next to nothing.
+    # The sums of columns are next to nothing.
     parts = max(1, min(num_rows // 64, 2 * multiprocessors // blocks))
     rows = max(1, -(-num_rows // (parts * block_rows))) * block_rows
     parts = max(1, -(-num_rows // rows))
-    blocks += -(-columns // block)
+    blocks += -(-column_sums // block)
     # Shared memory for two programs a multiprocessor
     num_stages = 2 if precision == "tf32" else 3
     return WeightsConfig(precision, block, block_rows, blocks, parts, rows, 256 // warp_size, num_stages)
@@ -213,7 +212,7 @@ def call_config(B: int) -> CallConfig:
     - `on_chip_fwd_kernel`, where `fits_on_chip`, reads once instead of T times and launches once instead of 2 T + 1
       times. But the side of the slots then fills a program with the K slots of one image, not with 16 of several, and
       every image reads the weights. At B = 512, N = 1024, K = 10, T = 3 its instructions take longer to issue than all
-      reads of the inputs take (README.md has the figures).
+      reads of the inputs take (docs/launch-orders.md has the figures).
     """
     return CallConfig(group=B, on_chip=False)
 
@@ -236,8 +235,8 @@ def fits_on_chip(
 
     The blocks of inputs lie in shared memory, of which Hopper has 227 KB: 128 KB of inputs leave room for what the side
     of the slots needs where those are at most 64 wide, and 112 KB where they are wider; more inputs than that do not
-    fit in registers beside it either. Elsewhere, and with fewer than 64 columns (padded), tensor cores take their
-    operands from registers, which do not hold an image; with 128, ptxas 12.8, that of Triton 3.6, takes some operands
+    fit in registers beside it either. On other GPUs, and where D_in padded is below 64, tensor cores take their
+    operands from registers, which cannot hold an image; where it is 128, ptxas 12.8 (Triton 3.6) takes some operands
     from the wrong place (`wrong_descriptors` in benchmarks/machine_code.py).
     """
     block_d = max(16, next_power_of_2(D_in))

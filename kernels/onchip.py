@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .blocks import columns, dot, normalised_products, round_in_units, round_to, row_statistics, softmax
-from .update_steps import after_mlp, before_mlp, load, next_query, store
+from .update_steps import gru_step, load, mlp_step, next_query, store
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -27,15 +27,15 @@ def on_chip_fwd_kernel(
     rstd_ptr,  # out, r [B, N]
     query_weight,  # [D, D_in + 1]
     query_bias,  # [D_in + 1]
-    value,  # [D_in + 1, 3 D], without a GRU [.., D]
+    value_weight,  # [D_in + 1, 3 D], without a GRU [.., D]
     value_bias,  # [3 D] or [D] | None
     norm_slots,  # [2, D] | None
-    recurrent,  # [3 D, D] | None
+    recurrent_weight,  # [3 D, D] | None
     recurrent_bias,  # [3 D] | None
     norm_pre_ff,  # [2, D] | None
-    hidden,  # [H, D] | None
+    hidden_weight,  # [H, D] | None
     hidden_bias,  # [H]
-    out,  # [D, H]
+    out_weight,  # [D, H]
     out_bias,  # [D]
     stride_xb,
     stride_xn,
@@ -78,8 +78,8 @@ def on_chip_fwd_kernel(
     image = ()
     for i in tl.static_range(BLOCKS):
         o_row = i * BLOCK_N + o_n
-        m_stored = o_row < N
-        m_n = m_stored
+        m_exists = o_row < N
+        m_n = m_exists
         if mask_ptr is not None:
             m_n = m_n & (tl.load(mask_ptr + i_b * N + o_row, mask=m_n, other=0) != 0)
         p_block = p_x + tl.cast(stride_xn, tl.int64) * (i * BLOCK_N)
@@ -87,8 +87,8 @@ def on_chip_fwd_kernel(
         if NORM:
             # Sums in registers, as what a dot needs to know of a block in shared memory would stay in others.
             b_mean, b_rstd = row_statistics(b_x.to(tl.float32), o_i, norm_eps, D_IN)
-            tl.store(p_mean + o_row, b_mean, mask=m_stored)
-            tl.store(p_rstd + o_row, tl.where(m_n, b_rstd, 0.0), mask=m_stored)
+            tl.store(p_mean + o_row, b_mean, mask=m_exists)
+            tl.store(p_rstd + o_row, tl.where(m_n, b_rstd, 0.0), mask=m_exists)
         image = image + (b_x,)
 
     o_r = i_b * K + o_k
@@ -118,24 +118,24 @@ def on_chip_fwd_kernel(
             if NORM:
                 b_mean = tl.load(p_mean + o_row, mask=m_n, other=0.0)
                 b_rstd = tl.load(p_rstd + o_row, mask=m_n, other=0.0)
-            b_z = normalised_products(dot(image[i], b_q, PRECISION), b_q_sums, b_mean, b_rstd, NORM, False)
+            b_z = normalised_products(dot(image[i], b_q), b_q_sums, b_mean, b_rstd, NORM, False)
             b_w = softmax(b_z + b_c[None, :], 1, BR, slot_mask_ptr is not None) + b_offset[None, :]  # a_nk + eps
             b_mass += tl.where(m_n[:, None], b_w, 0.0)
             b_wr, b_unit = round_in_units(b_w * b_rstd[:, None], 0, DTYPE)  # w' = round((a_nk + eps) r_n)
             if NORM:
                 b_drift += b_wr.to(tl.float32) * b_unit * b_mean[:, None]
-            b_y += dot(tl.trans(image[i]), b_wr, PRECISION) * b_unit
+            b_y += dot(tl.trans(image[i]), b_wr) * b_unit
         b_y -= tl.sum(b_drift, 0)[None, :]  # y_k = sum_n w'_nk x_n - sum_n w'_nk mu_n
         p_sums = sums + o_tr * E
         tl.store(p_sums[None, :] + o_i[:, None], b_y, mask=m_c[None, :] & m_i[:, None])
         tl.store(p_sums + D_IN, tl.sum(b_mass, 0), mask=m_c)
         tl.debug_barrier()
-        b_new, _r, _z, _n, _hn = before_mlp(
-            None, sums, None, value, value_bias, recurrent, recurrent_bias, b_slots, o_tr * E, o_tr, m_k,
+        b_new, _r, _z, _n, _hn = gru_step(
+            None, sums, None, value_weight, value_bias, recurrent_weight, recurrent_bias, b_slots, o_tr * E, o_tr, m_k,
             K, 1, 0, eps, MEAN, D, D_IN, 1, BD, BI, BC, 1, PRECISION,
         )  # fmt: skip
-        b_slots = after_mlp(
-            b_new, b_slots, slot_mask_ptr, norm_pre_ff, hidden, hidden_bias, out, out_bias, o_r, m_k, norm_eps,
-            D, H, BD, BH, BC, PRECISION,
+        b_slots = mlp_step(
+            b_new, b_slots, slot_mask_ptr, norm_pre_ff, hidden_weight, hidden_bias, out_weight, out_bias, o_r, m_k,
+            norm_eps, D, H, BD, BH, BC, PRECISION,
         )  # fmt: skip
         store(states, b_slots, o_tr * D, o_d, m_k, m_d)

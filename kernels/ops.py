@@ -10,10 +10,6 @@ from .attend import attend_bwd_kernel, attend_fwd_kernel, attend_map_kernel
 from .device import hopper, multiprocessors, query_bytes
 from .launch import AttendConfig, attend_config, iterations_at_once
 
-# Of float32 dots: Triton 3.6 and 3.9 fail to compile a transposed operand in TF32 for sm_90, so TF32 is not used even
-# where PyTorch's setting allows it.
-PRECISION = "ieee"
-
 
 def attend_forward(
     inputs: Tensor,
@@ -47,7 +43,6 @@ def attend_forward(
             BY_DOT=config.by_dot,
             NORM=s.norm_inputs,
             FIRST=first,
-            PRECISION=PRECISION,
         )
     return partials
 
@@ -90,7 +85,6 @@ def attend_backward(
             T=these.shape[0],
             ADD=i > 0,
             NORM=s.norm_inputs,
-            PRECISION=PRECISION,
         )
     return parts[0]
 
@@ -121,7 +115,6 @@ def attend_map(
             D_IN=D_in,
             **config.blocking(),
             NORM=s.norm_inputs,
-            PRECISION=PRECISION,
         )
     return maps
 

@@ -16,12 +16,12 @@ from .weights import weights_bwd_kernel
 
 
 def absorb(p: Projections, heads: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Q [D, h * (D_in + 1)], Q_0 [h * (D_in + 1)] and V [h * (D_in + 1), V], in one launch; `p.after` is there."""
+    """Q [D, h * (D_in + 1)], Q_0 [h * (D_in + 1)] and V [h * (D_in + 1), ..], in one launch; `p.after` is there."""
     p, sizes, c = _absorb_launch(p, heads)
-    D, D_in, V, *_ = sizes
-    E = heads * (D_in + 1)
-    query, query_bias, value = (p.to_q.new_empty(shape) for shape in ((D, E), (E,), (E, V)))
-    absorb_fwd_kernel[(-(-max(D + 1, V) // c.block_rows), heads, 2)](
+    D, D_in, width_v, *_ = sizes
+    HE = heads * (D_in + 1)
+    query, query_bias, value = (p.to_q.new_empty(shape) for shape in ((D, HE), (HE,), (HE, width_v)))
+    absorb_fwd_kernel[(-(-max(D + 1, width_v) // c.block_rows), heads, 2)](
         *p, query, query_bias, value, scale, *sizes,
         c.block_rows, c.block_inputs, c.block_chunk, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
@@ -97,7 +97,7 @@ def update(
         w.query, w.query_bias, w.value, w.value_bias, w.norm_slots, w.recurrent, w.recurrent_bias,
         w.norm_pre_ff, w.hidden, w.hidden_bias, w.out, w.out_bias,
         B * K, K, P, _eps_in_divisor(s), s.norm_eps, s.aggregation == "mean", D, D_in, hidden, s.heads,
-        c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, c.fetch, c.precision,
+        c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, c.prefetch, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
 
@@ -169,15 +169,15 @@ class Rows(NamedTuple):
 
     slots_normed: Tensor  # [T, R, D]
     d_query: Tensor  # [T, R, h * (D_in + 1)]
-    mean: Tensor  # [T, R, h * (D_in + 1)]
+    weighted_mean: Tensor  # [T, R, h * (D_in + 1)]
     d_updates: Tensor  # [T, R, 3 D], without a GRU [.., D]
     slots: Tensor | None  # [T, R, D]
     d_recurrent: Tensor | None  # [T, R, 3 D]
     new_normed: Tensor | None  # [T, R, D]
-    d_hidden: Tensor | None  # [T, R, H]
-    hidden: Tensor | None  # [T, R, H]
+    d_hidden_rows: Tensor | None  # [T, R, H]
+    hidden_rows: Tensor | None  # [T, R, H]
     d_out: Tensor | None  # [T, R, D]
-    columns: Tensor  # [T, programs, C]: a program's sums over its rows, for biases and LayerNorms
+    column_sums: Tensor  # [T, programs, C]: a program's sums over its rows, for biases and LayerNorms
 
 
 def new_rows(iters: int, num_rows: int, D: int, D_in: int, w: Weights, s: Settings) -> Rows:
@@ -238,8 +238,8 @@ def update_backward(
         w.query, w.value, w.value_bias, w.norm_slots, w.recurrent, w.recurrent_bias,
         w.norm_pre_ff, w.hidden, w.hidden_bias, w.out, *rows,
         t, B * K, K, P, *d_new.stride(), _eps_in_divisor(s), s.norm_eps, s.aggregation == "mean",
-        D, D_in, hidden, s.heads, rows.columns.shape[-1],
-        c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, c.fetch, c.precision,
+        D, D_in, hidden, s.heads, rows.column_sums.shape[-1],
+        c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, c.prefetch, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
 
@@ -270,8 +270,9 @@ def first_query_backward(
     if B * K == 0:
         return
     query_bwd_kernel[_grid(B * K, c)](
-        query_partials, slots, d_carry, d_slots, w.query, w.norm_slots, rows.slots_normed, rows.d_query, rows.columns,
-        B * K, K, P, s.norm_eps, D, D_in, s.heads, rows.columns.shape[-1],
+        query_partials, slots, d_carry, d_slots, w.query, w.norm_slots,
+        rows.slots_normed, rows.d_query, rows.column_sums,
+        B * K, K, P, s.norm_eps, D, D_in, s.heads, rows.column_sums.shape[-1],
         c.block_rows, c.block_slots, c.block_inputs, c.block_chunk, c.unroll, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
@@ -283,19 +284,21 @@ def weight_gradients(rows: Rows, w: Weights, dtype: torch.dtype = torch.float32)
     They are views of one tensor.
     """
     _check_contiguous(*rows)
-    (T, R, D), (E, V), H, C = rows.slots_normed.shape, w.value.shape, _hidden_width(w), rows.columns.shape[-1]
-    products = ((D, E), (E, V)) + ((V, D),) * (w.recurrent is not None) + ((H, D), (D, H)) * (w.hidden is not None)
-    c = weights_config(T * R, products, C, multiprocessors(w.query.device), WARP_SIZE, precision(dtype))
+    (T, R, D), (HE, width_v), H = rows.slots_normed.shape, w.value.shape, _hidden_width(w)
+    C = rows.column_sums.shape[-1]
+    products = [(D, HE), (HE, width_v)]
+    products += [(width_v, D)] * (w.recurrent is not None) + [(H, D), (D, H)] * (w.hidden is not None)
+    c = weights_config(T * R, tuple(products), C, multiprocessors(w.query.device), WARP_SIZE, precision(dtype))
     widths = [n * m for n, m in products] + _column_widths(D, w)
-    parts, S = w.query.new_empty(c.parts, sum(widths)), rows.columns.shape[:2].numel()
+    parts, S = w.query.new_empty(c.parts, sum(widths)), rows.column_sums.shape[:2].numel()
     weights_bwd_kernel[(c.blocks, c.parts)](
         *rows, parts, T * R, c.rows, S, -(-S // c.parts),
-        D, E, V, H, C, c.block, c.block_rows, c.precision,
+        D, HE, width_v, H, C, c.block, c.block_rows, c.precision,
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
     found = iter(parts.sum(0).split(widths))
     query, value = (next(found).view(shape) for shape in products[:2])
-    recurrent = None if w.recurrent is None else next(found).view(V, D)
+    recurrent = None if w.recurrent is None else next(found).view(width_v, D)
     hidden, out = (None, None) if w.hidden is None else (next(found).view(H, D), next(found).view(D, H))
     query_bias, norm_slots, value_bias, recurrent_bias, norm_pre_ff, out_bias, hidden_bias = found
     return Weights(
@@ -318,12 +321,12 @@ def weight_gradients(rows: Rows, w: Weights, dtype: torch.dtype = torch.float32)
 
 
 def _absorb_launch(p: Projections, heads: int) -> tuple[Projections, tuple[int, int, int, int, int], UpdateConfig]:
-    """The projections, contiguous; D, D_in, V, h and d; the launch."""
+    """The projections, contiguous; D, D_in, the width of V, h and d; the launch."""
     p = Projections._make(None if x is None else x.contiguous() for x in p)
     if p.after is None:
         raise ValueError("the kernel multiplies the values with what follows them")
-    (inner, D), D_in, V = p.to_q.shape, p.to_k.shape[1], len(p.after)
-    return p, (D, D_in, V, heads, inner // heads), update_config(D, D_in, warp_size=WARP_SIZE)
+    (inner, D), D_in, width_v = p.to_q.shape, p.to_k.shape[1], len(p.after)
+    return p, (D, D_in, width_v, heads, inner // heads), update_config(D, D_in, warp_size=WARP_SIZE)
 
 
 def _hidden_width(w: Weights) -> int:
@@ -345,12 +348,12 @@ def _check_contiguous(*tensors: Tensor | None) -> None:
 
 
 def _column_widths(D: int, w: Weights) -> list[int]:
-    """`Rows.columns` has query_bias, norm_slots, value_bias, recurrent_bias, norm_pre_ff, out_bias, hidden_bias."""
-    V = w.value.shape[1]
-    return [len(w.query_bias), 2 * D, V, V, 2 * D, D, _hidden_width(w)]
+    """`Rows.column_sums` has query_bias, norm_slots, value_bias, recurrent_bias, norm_pre_ff, out_bias, hidden_bias."""
+    width_v = w.value.shape[1]
+    return [len(w.query_bias), 2 * D, width_v, width_v, 2 * D, D, _hidden_width(w)]
 
 
 def _norm_pre_ff_gradient(sums: Tensor, w: Weights) -> Tensor | None:
-    if w.norm_pre_ff is None or w.hidden is None:  # without an MLP, nothing used it
-        return None if w.norm_pre_ff is None else torch.zeros_like(w.norm_pre_ff)
-    return sums.view_as(w.norm_pre_ff)
+    if w.norm_pre_ff is None:
+        return None
+    return torch.zeros_like(w.norm_pre_ff) if w.hidden is None else sums.view_as(w.norm_pre_ff)  # no MLP: unused

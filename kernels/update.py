@@ -1,7 +1,8 @@
 """The small side of Slot Attention in Triton: from the sums over the inputs to the next iteration's query, and back.
 
 B images, K slots, h heads, widths D (slots), D_in (inputs) and H (hidden layer), T iterations, P parts of the inputs
-whose sums are added in the order 0 .. P - 1. A row r = b * K + k is one slot of one image, R = B * K. The equations are
+whose sums are added in the order 0 .. P - 1. A row r = b * K + k is one slot of one image, R = B * K. Tensors with
+heads lie as [B, h, K, ..], so a row begins at `o_e` and its heads are K (D_in + 1) apart. The equations are
 
     E   = (y, S) = sum over p of the partial sums        [R, h, D_in + 1]
     m   = E / divisor                                    S, S + eps or 1; 1 where that is 0
@@ -16,7 +17,7 @@ outside the products' blocks, so that a width D_in that fills its blocks needs n
 import triton
 import triton.language as tl
 
-from .update_steps import after_mlp, before_mlp, fetch_weights, load, next_query, rows_of_program, store
+from .update_steps import gru_step, load, mlp_step, next_query, prefetch_weights, rows_of_program, store
 
 
 @triton.jit(do_not_specialize=["R", "K"])
@@ -58,15 +59,15 @@ def update_fwd_kernel(
     query,  # [B, h, K, D_in + 1] out | None, after the last iteration
     query_weight,  # [D, h * (D_in + 1)]
     query_bias,  # [h * (D_in + 1)]
-    value,  # [h * (D_in + 1), 3 D], without a GRU [.., D]
+    value_weight,  # [h * (D_in + 1), 3 D], without a GRU [.., D]
     value_bias,  # [3 D] or [D] | None
     norm_slots,  # [2, D] | None
-    recurrent,  # [3 D, D] | None
+    recurrent_weight,  # [3 D, D] | None
     recurrent_bias,  # [3 D] | None
     norm_pre_ff,  # [2, D] | None
-    hidden,  # [H, D] | None
+    hidden_weight,  # [H, D] | None
     hidden_bias,  # [H]
-    out,  # [D, H]
+    out_weight,  # [D, H]
     out_bias,  # [D]
     R,
     K,
@@ -84,7 +85,7 @@ def update_fwd_kernel(
     BH: tl.constexpr,
     BC: tl.constexpr,
     UNROLL: tl.constexpr,
-    FETCH: tl.constexpr,
+    PREFETCH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """An iteration's slots from its sums, and the next iteration's query."""
@@ -93,15 +94,15 @@ def update_fwd_kernel(
     o_d = tl.arange(0, BD)
     m_d = o_d < D
     stride_p = R.to(tl.int64) * HEADS * E
-    if FETCH:
-        fetch_weights(query_weight, value, recurrent, hidden, out, D, D_IN, H, HEADS)
+    if PREFETCH:
+        prefetch_weights(query_weight, value_weight, recurrent_weight, hidden_weight, out_weight, D, D_IN, H, HEADS)
     b_slots = load(slots, o_r * D, o_d, m_r, m_d)  # [BR, D]
-    b_new, _r, _z, _n, _hn = before_mlp(
-        partials, sums, None, value, value_bias, recurrent, recurrent_bias, b_slots, o_e, o_r, m_r,
+    b_new, _r, _z, _n, _hn = gru_step(
+        partials, sums, None, value_weight, value_bias, recurrent_weight, recurrent_bias, b_slots, o_e, o_r, m_r,
         K, P, stride_p, eps, MEAN, D, D_IN, HEADS, BD, BI, BC, UNROLL, PRECISION,
     )  # fmt: skip
-    b_new = after_mlp(
-        b_new, b_slots, slot_mask, norm_pre_ff, hidden, hidden_bias, out, out_bias, o_r, m_r, norm_eps,
+    b_new = mlp_step(
+        b_new, b_slots, slot_mask, norm_pre_ff, hidden_weight, hidden_bias, out_weight, out_bias, o_r, m_r, norm_eps,
         D, H, BD, BH, BC, PRECISION,
     )  # fmt: skip
     store(new_slots, b_new, o_r * D, o_d, m_r, m_d)

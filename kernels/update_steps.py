@@ -39,8 +39,8 @@ def store_column_sums(p, b_x, o_col, m_col):
 
 
 @triton.jit
-def fetch_shared(p, SIZE: tl.constexpr):
-    """Has the L2 cache fetch SIZE floats that all programs read later, each of them a part; nobody waits for it."""
+def prefetch_to_l2(p, SIZE: tl.constexpr):
+    """Prefetches SIZE floats, which all programs read later, into the L2 cache: a part each, without waiting."""
     for i in range(tl.program_id(0) * 256, (SIZE + 7) // 8, tl.num_programs(0) * 256):
         o = tl.minimum((i + tl.arange(0, 256)) * 8, SIZE - 1)  # the cache's sectors have 8
         tl.inline_asm_elementwise(
@@ -49,27 +49,27 @@ def fetch_shared(p, SIZE: tl.constexpr):
 
 
 @triton.jit
-def fetch_weights(
+def prefetch_weights(
     query_weight,
-    value,
-    recurrent,
-    hidden,
-    out,
+    value_weight,
+    recurrent_weight,
+    hidden_weight,
+    out_weight,
     D: tl.constexpr,
     D_IN: tl.constexpr,
     H: tl.constexpr,
     HEADS: tl.constexpr,
 ):
-    """The passes over the inputs have driven them out of the cache."""
-    E: tl.constexpr = HEADS * (D_IN + 1)
+    """Prefetches all weights, which the passes over the inputs have evicted from the L2 cache."""
+    HE: tl.constexpr = HEADS * (D_IN + 1)
     if not INTERPRETED:
-        fetch_shared(value, E * (D if recurrent is None else 3 * D))
-        if recurrent is not None:
-            fetch_shared(recurrent, 3 * D * D)
-        if hidden is not None:
-            fetch_shared(hidden, H * D)
-            fetch_shared(out, D * H)
-        fetch_shared(query_weight, D * E)
+        prefetch_to_l2(value_weight, HE * (D if recurrent_weight is None else 3 * D))
+        if recurrent_weight is not None:
+            prefetch_to_l2(recurrent_weight, 3 * D * D)
+        if hidden_weight is not None:
+            prefetch_to_l2(hidden_weight, H * D)
+            prefetch_to_l2(out_weight, D * H)
+        prefetch_to_l2(query_weight, D * HE)
 
 
 @triton.jit
@@ -160,8 +160,13 @@ def normalise(b_x, m_r, m_d, eps, D: tl.constexpr):
 
 
 @triton.jit
-def scale_and_shift(b_hat, affine, o_d, m_d, D: tl.constexpr):
-    return b_hat * load_vector(affine, o_d, m_d)[None, :] + load_vector(affine + D, o_d, m_d)[None, :]
+def layer_norm(b_x, affine, m_r, o_d, m_d, eps, D: tl.constexpr):
+    """LN(x) [BR, D], and for its backward x^ and 1 / standard deviation; x in place of all where `affine` is None."""
+    b_out, b_hat, b_rstd = b_x, b_x, b_x
+    if affine is not None:
+        b_hat, b_rstd = normalise(b_x, m_r, m_d, eps, D)
+        b_out = b_hat * load_vector(affine, o_d, m_d)[None, :] + load_vector(affine + D, o_d, m_d)[None, :]
+    return b_out, b_hat, b_rstd
 
 
 @triton.jit
@@ -219,10 +224,7 @@ def next_query(
     E: tl.constexpr = D_IN + 1
     o_d, o_i = tl.arange(0, BD), tl.arange(0, BI)
     m_d, m_i = o_d < D, o_i < D_IN
-    b_x = b_slots
-    if norm_slots is not None:
-        b_hat, _ = normalise(b_slots, m_r, m_d, norm_eps, D)
-        b_x = scale_and_shift(b_hat, norm_slots, o_d, m_d, D)
+    b_x, _hat, _rstd = layer_norm(b_slots, norm_slots, m_r, o_d, m_d, norm_eps, D)
     for i_h in range(HEADS):
         p_w, p_b, p_q = query_weight + i_h * E, query_bias + i_h * E, query + i_h * K * E
         b_q = tl.zeros([b_x.shape[0], BI], tl.float32) + load_vector(p_b, o_i, m_i)[None, :]
@@ -240,7 +242,7 @@ def next_query_backward(
     norm_slots,  # [2, D] | None
     slots_normed,  # [T * R, D] out
     d_query,  # [T * R, h * (D_in + 1)] out
-    p_sums,  # [h * (D_in + 1) + 2 D] out: over the rows, of the gradients to Q_0 and to the LayerNorm
+    p_sums,  # [h * (D_in + 1) + 2 D] out: the gradients to Q_0 and to the LayerNorm, summed over the rows
     o_e,  # [BR], where a row begins in `partials`
     o_tr,  # [BR], t * R + r
     m_r,  # [BR]
@@ -274,23 +276,21 @@ def next_query_backward(
         tl.store(p_s + D_IN, tl.sum(b_dc, 0))
         b_d = product(b_dq, p_w, 1, HEADS * E, o_d, m_d, b_d, D_IN, BC, PRECISION)
         b_d += b_dc[:, None] * load_vector(p_w + D_IN, o_d * (HEADS * E), m_d)[None, :]
-    b_x = b_slots
+    b_x, b_hat, b_rstd = layer_norm(b_slots, norm_slots, m_r, o_d, m_d, norm_eps, D)
     if norm_slots is not None:
-        b_hat, b_rstd = normalise(b_slots, m_r, m_d, norm_eps, D)
-        b_x = scale_and_shift(b_hat, norm_slots, o_d, m_d, D)
         b_d = normalise_backward(b_d, b_hat, b_rstd, norm_slots, p_sums + HEADS * E, o_d, m_d, D)
     store(slots_normed, b_x, o_tr * D, o_d, m_r, m_d)
     return b_d
 
 
 @triton.jit
-def before_mlp(
+def gru_step(
     partials,  # [P, B, h, K, D_in + 1] | None
     sums,  # [B, h, K, D_in + 1], out where there are partial sums
-    mean,  # [T * R, h * (D_in + 1)] out | None
-    value,  # [h * (D_in + 1), 3 D], without a GRU [.., D]
+    weighted_mean,  # [T * R, h * (D_in + 1)] out | None
+    value_weight,  # [h * (D_in + 1), 3 D], without a GRU [.., D]
     value_bias,  # [3 D] or [D] | None
-    recurrent,  # [3 D, D] | None
+    recurrent_weight,  # [3 D, D] | None
     recurrent_bias,  # [3 D] | None
     b_slots,  # [BR, D]
     o_e,  # [BR], where a row begins in `sums`
@@ -312,8 +312,9 @@ def before_mlp(
 ):
     """h' and the GRU's r, z, n and W_hn h + b_hn, each [BR, D]; without a GRU, only h' means anything."""
     E: tl.constexpr = D_IN + 1
-    V: tl.constexpr = D if recurrent is None else 3 * D  # a row of the value weights: r, z, n, or the update alone
-    N: tl.constexpr = V - D  # where n begins in it
+    # A row of the value weights: r, z, n, or the update alone.
+    WIDTH_V: tl.constexpr = D if recurrent_weight is None else 3 * D
+    AT_N: tl.constexpr = WIDTH_V - D  # where n begins in it
     o_d, o_i = tl.arange(0, BD), tl.arange(0, BI)
     m_d, m_i = o_d < D, o_i < D_IN
     b_r = tl.zeros(b_slots.shape, tl.float32)
@@ -322,7 +323,7 @@ def before_mlp(
     b_hn = tl.zeros(b_slots.shape, tl.float32)
     for i_h in range(HEADS):
         o_head = o_e + i_h * K * E
-        p_v = value + i_h * E * V
+        p_v = value_weight + i_h * E * WIDTH_V
         if partials is None:
             b_m = load(sums, o_head, o_i, m_r, m_i)  # [BR, D_in]
             b_mass = load_vector(sums, o_head + D_IN, m_r)  # [BR]
@@ -335,27 +336,27 @@ def before_mlp(
         b_by = divisor(b_mass, eps, MEAN)
         b_m /= b_by[:, None]
         b_mass /= b_by
-        if mean is not None:
-            store(mean + i_h * E, b_m, o_tr * (HEADS * E), o_i, m_r, m_i)
-            tl.store(mean + i_h * E + o_tr * (HEADS * E) + D_IN, b_mass, mask=m_r)
-        b_n += b_mass[:, None] * load_vector(p_v + D_IN * V + N, o_d, m_d)[None, :]
-        if recurrent is None:
-            b_n = product(b_m, p_v, V, 1, o_d, m_d, b_n, D_IN, BC, PRECISION)
+        if weighted_mean is not None:
+            store(weighted_mean + i_h * E, b_m, o_tr * (HEADS * E), o_i, m_r, m_i)
+            tl.store(weighted_mean + i_h * E + o_tr * (HEADS * E) + D_IN, b_mass, mask=m_r)
+        b_n += b_mass[:, None] * load_vector(p_v + D_IN * WIDTH_V + AT_N, o_d, m_d)[None, :]
+        if recurrent_weight is None:
+            b_n = product(b_m, p_v, WIDTH_V, 1, o_d, m_d, b_n, D_IN, BC, PRECISION)
         else:
-            b_r += b_mass[:, None] * load_vector(p_v + D_IN * V, o_d, m_d)[None, :]
-            b_z += b_mass[:, None] * load_vector(p_v + D_IN * V + D, o_d, m_d)[None, :]
+            b_r += b_mass[:, None] * load_vector(p_v + D_IN * WIDTH_V, o_d, m_d)[None, :]
+            b_z += b_mass[:, None] * load_vector(p_v + D_IN * WIDTH_V + D, o_d, m_d)[None, :]
             b_r, b_z, b_n = products(
-                b_m, b_m, b_m, p_v, D, V, 1, o_d, m_d, b_r, b_z, b_n, D_IN, BC, PRECISION,
+                b_m, b_m, b_m, p_v, D, WIDTH_V, 1, o_d, m_d, b_r, b_z, b_n, D_IN, BC, PRECISION,
             )  # fmt: skip
     if value_bias is not None:
-        if recurrent is not None:
+        if recurrent_weight is not None:
             b_r += load_vector(value_bias, o_d, m_d)[None, :]
             b_z += load_vector(value_bias + D, o_d, m_d)[None, :]
-        b_n += load_vector(value_bias + N, o_d, m_d)[None, :]
+        b_n += load_vector(value_bias + AT_N, o_d, m_d)[None, :]
     b_new = b_n
-    if recurrent is not None:
+    if recurrent_weight is not None:
         b_r, b_z, b_hn = products(
-            b_slots, b_slots, b_slots, recurrent, D * D, 1, D, o_d, m_d, b_r, b_z, b_hn, D, BC, PRECISION,
+            b_slots, b_slots, b_slots, recurrent_weight, D * D, 1, D, o_d, m_d, b_r, b_z, b_hn, D, BC, PRECISION,
         )  # fmt: skip
         if recurrent_bias is not None:
             b_r += load_vector(recurrent_bias, o_d, m_d)[None, :]
@@ -369,14 +370,14 @@ def before_mlp(
 
 
 @triton.jit
-def after_mlp(
+def mlp_step(
     b_new,  # [BR, D]
     b_slots,  # [BR, D]
     slot_mask,  # [B, K] | None
     norm_pre_ff,  # [2, D] | None
-    hidden,  # [H, D] | None
+    hidden_weight,  # [H, D] | None
     hidden_bias,  # [H]
-    out,  # [D, H]
+    out_weight,  # [D, H]
     out_bias,  # [D]
     o_r,  # [BR], where a row stands in `slot_mask`
     m_r,  # [BR]
@@ -391,15 +392,12 @@ def after_mlp(
     """h'' from h' [BR, D]; the slots that take no part stay as they were."""
     o_d, o_h = tl.arange(0, BD), tl.arange(0, BH)
     m_d, m_h = o_d < D, o_h < H
-    if hidden is not None:
-        b_x = b_new
-        if norm_pre_ff is not None:
-            b_hat, _ = normalise(b_new, m_r, m_d, norm_eps, D)
-            b_x = scale_and_shift(b_hat, norm_pre_ff, o_d, m_d, D)
+    if hidden_weight is not None:
+        b_x, _hat, _rstd = layer_norm(b_new, norm_pre_ff, m_r, o_d, m_d, norm_eps, D)
         b_new += load_vector(out_bias, o_d, m_d)[None, :]
         b_hidden = tl.zeros([b_new.shape[0], BH], tl.float32) + load_vector(hidden_bias, o_h, m_h)[None, :]
-        b_hidden = relu(product(b_x, hidden, 1, D, o_h, m_h, b_hidden, D, BC, PRECISION))  # [BR, H]
-        b_new = product(b_hidden, out, 1, H, o_d, m_d, b_new, H, BC, PRECISION)
+        b_hidden = relu(product(b_x, hidden_weight, 1, D, o_h, m_h, b_hidden, D, BC, PRECISION))  # [BR, H]
+        b_new = product(b_hidden, out_weight, 1, H, o_d, m_d, b_new, H, BC, PRECISION)
     if slot_mask is not None:
         b_kept = tl.load(slot_mask + o_r, mask=m_r, other=0) != 0
         b_new = tl.where(b_kept[:, None], b_new, b_slots)

@@ -4,8 +4,8 @@ With M rows, those (image, slot) of all T iterations, a layer  out_m = in_m W  h
 
     dW = sum over m of in_m^T dout_m
 
-and its bias, as a LayerNorm's weight and bias, sums over m that the backward kernels have begun. A program takes one
-block of one dW and one of P parts of the rows; the parts are added outside, in the order 0 .. P - 1.
+and the gradient to its bias, or to a LayerNorm, is a sum over m that the backward kernels have begun. A program takes
+one block of one dW and one of P parts of the rows; the parts are added outside, in the order 0 .. P - 1.
 """
 
 import triton
@@ -18,7 +18,7 @@ from .update_steps import load, store
 def product_of_rows(
     left,  # [M, L]
     right,  # [M, W]
-    out,  # [L, W] out
+    grads,  # [L, W] out
     i_block,
     first,  # row
     last,
@@ -40,75 +40,79 @@ def product_of_rows(
         b_left = load(left, o_l, o_m * L, m_l, m_m)  # [BLOCK, BM]
         b_right = load(right, o_m * W, o_w, m_m, m_w)  # [BM, BLOCK]
         b_out = tl.dot(b_left, b_right, b_out, input_precision=PRECISION)
-    store(out, b_out, o_l * W, o_w, m_l, m_w)
+    store(grads, b_out, o_l * W, o_w, m_l, m_w)
 
 
-@triton.jit(do_not_specialize=["M", "rows", "S", "sums"])
+@triton.jit(do_not_specialize=["M", "rows", "S", "sums_per_part"])
 def weights_bwd_kernel(
     slots_normed,  # [M, D]
-    d_query,  # [M, E], E = h * (D_in + 1)
-    mean,  # [M, E]
-    d_updates,  # [M, V]
+    d_query,  # [M, HE], HE = h * (D_in + 1)
+    weighted_mean,  # [M, HE]
+    d_updates,  # [M, WIDTH_V], 3 D, without a GRU D
     slots,  # [M, D] | None
-    d_recurrent,  # [M, V] | None
+    d_recurrent,  # [M, WIDTH_V] | None
     new_normed,  # [M, D] | None
-    d_hidden,  # [M, H] | None
-    hidden,  # [M, H] | None
+    d_hidden_rows,  # [M, H] | None
+    hidden_rows,  # [M, H] | None
     d_out,  # [M, D] | None
-    columns,  # [S, C], sums over some rows each
-    out,  # [P, .] out: a part of the gradients to Q [D, E], V [E, V], W_hh [V, D], the MLP [H, D], [D, H], and C sums
+    column_sums,  # [S, C], sums over some rows each
+    grads,  # [P, .] out: a part of the gradients to Q [D, HE], V [HE, WIDTH_V], W_hh [WIDTH_V, D], W_h, W_o, and C sums
     M,
     rows,  # of a part
     S,
-    sums,  # of `columns` in a part
+    sums_per_part,  # rows of `column_sums` that a part adds up
     D: tl.constexpr,
-    E: tl.constexpr,
-    V: tl.constexpr,
+    HE: tl.constexpr,
+    WIDTH_V: tl.constexpr,
     H: tl.constexpr,
     C: tl.constexpr,
     BLOCK: tl.constexpr,
     BM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Programs (block of any of them, part)."""
-    BD: tl.constexpr = (D + BLOCK - 1) // BLOCK  # blocks
-    BE: tl.constexpr = (E + BLOCK - 1) // BLOCK
-    BV: tl.constexpr = (V + BLOCK - 1) // BLOCK
-    BH: tl.constexpr = (H + BLOCK - 1) // BLOCK
-    AT_RECURRENT: tl.constexpr = BD * BE + BE * BV
-    AT_HIDDEN: tl.constexpr = AT_RECURRENT + (0 if slots is None else BV * BD)
-    AT_COLUMNS: tl.constexpr = AT_HIDDEN + (0 if hidden is None else 2 * BH * BD)
-    OUT_RECURRENT: tl.constexpr = D * E + E * V
-    OUT_HIDDEN: tl.constexpr = OUT_RECURRENT + (0 if slots is None else V * D)
-    OUT_COLUMNS: tl.constexpr = OUT_HIDDEN + (0 if hidden is None else 2 * H * D)
+    """Program (i, p): block i of the gradients, counted through all of them, over part p of the rows."""
+    BLOCKS_D: tl.constexpr = (D + BLOCK - 1) // BLOCK
+    BLOCKS_E: tl.constexpr = (HE + BLOCK - 1) // BLOCK
+    BLOCKS_V: tl.constexpr = (WIDTH_V + BLOCK - 1) // BLOCK
+    BLOCKS_H: tl.constexpr = (H + BLOCK - 1) // BLOCK
+    AT_RECURRENT: tl.constexpr = BLOCKS_D * BLOCKS_E + BLOCKS_E * BLOCKS_V
+    AT_HIDDEN: tl.constexpr = AT_RECURRENT + (0 if slots is None else BLOCKS_V * BLOCKS_D)
+    AT_COLUMNS: tl.constexpr = AT_HIDDEN + (0 if hidden_rows is None else 2 * BLOCKS_H * BLOCKS_D)
+    OUT_RECURRENT: tl.constexpr = D * HE + HE * WIDTH_V
+    OUT_HIDDEN: tl.constexpr = OUT_RECURRENT + (0 if slots is None else WIDTH_V * D)
+    OUT_COLUMNS: tl.constexpr = OUT_HIDDEN + (0 if hidden_rows is None else 2 * H * D)
     i, i_part = tl.program_id(0), tl.program_id(1)
     first = i_part * rows
     last = tl.minimum(first + rows, M)
-    p_out = out + i_part.to(tl.int64) * (OUT_COLUMNS + C)
-    if i < BD * BE:
-        product_of_rows(slots_normed, d_query, p_out, i, first, last, D, E, BLOCK, BM, PRECISION)
+    p_out = grads + i_part.to(tl.int64) * (OUT_COLUMNS + C)
+    if i < BLOCKS_D * BLOCKS_E:
+        product_of_rows(slots_normed, d_query, p_out, i, first, last, D, HE, BLOCK, BM, PRECISION)
     elif i < AT_RECURRENT:
-        product_of_rows(mean, d_updates, p_out + D * E, i - BD * BE, first, last, E, V, BLOCK, BM, PRECISION)
+        p_out += D * HE
+        i -= BLOCKS_D * BLOCKS_E
+        product_of_rows(weighted_mean, d_updates, p_out, i, first, last, HE, WIDTH_V, BLOCK, BM, PRECISION)
     elif i < AT_HIDDEN:
         if slots is not None:
             p_out += OUT_RECURRENT
-            product_of_rows(d_recurrent, slots, p_out, i - AT_RECURRENT, first, last, V, D, BLOCK, BM, PRECISION)
+            i -= AT_RECURRENT
+            product_of_rows(d_recurrent, slots, p_out, i, first, last, WIDTH_V, D, BLOCK, BM, PRECISION)
     elif i < AT_COLUMNS:
-        if hidden is not None:
+        if hidden_rows is not None:
             p_out += OUT_HIDDEN
-            if i < AT_HIDDEN + BH * BD:
-                product_of_rows(d_hidden, new_normed, p_out, i - AT_HIDDEN, first, last, H, D, BLOCK, BM, PRECISION)
+            i -= AT_HIDDEN
+            if i < BLOCKS_H * BLOCKS_D:
+                product_of_rows(d_hidden_rows, new_normed, p_out, i, first, last, H, D, BLOCK, BM, PRECISION)
             else:
                 p_out += H * D
-                i_block = i - AT_HIDDEN - BH * BD
-                product_of_rows(d_out, hidden, p_out, i_block, first, last, D, H, BLOCK, BM, PRECISION)
+                i -= BLOCKS_H * BLOCKS_D
+                product_of_rows(d_out, hidden_rows, p_out, i, first, last, D, H, BLOCK, BM, PRECISION)
     else:
         o_c = (i - AT_COLUMNS) * BLOCK + tl.arange(0, BLOCK)
         m_c = o_c < C
         b_sum = tl.zeros([BLOCK], tl.float32)
-        first = i_part * sums
-        last = tl.minimum(first + sums, S)
+        first = i_part * sums_per_part
+        last = tl.minimum(first + sums_per_part, S)
         for j in range(first, last, BM):
             o_s = (j + tl.arange(0, BM)).to(tl.int64)
-            b_sum += tl.sum(load(columns, o_s * C, o_c, o_s < last, m_c), 0)
+            b_sum += tl.sum(load(column_sums, o_s * C, o_c, o_s < last, m_c), 0)
         tl.store(p_out + OUT_COLUMNS + o_c, b_sum, mask=m_c)

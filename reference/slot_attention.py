@@ -23,7 +23,7 @@ CHOICES = {
 
 
 def integer(name: str, value: Any) -> int:
-    """The value, of any type of integer, such as NumPy's. Raises TypeError for what is none."""
+    """The value as an integer, also from NumPy's and the like. Raises TypeError for anything else."""
     if isinstance(value, int):
         return value
     try:
@@ -154,8 +154,8 @@ class SlotAttention(nn.Module):
                 if use_mlp:
                     self.norm_pre_ff = nn.LayerNorm(dim, eps=norm_eps)
 
-        # The peer registers its LayerNorms first when it has heads and last when not; an optimiser's state is kept by
-        # that order, so it is kept here.
+        # The PyPI package registers its LayerNorms first with heads and last without; an optimiser's state is stored in
+        # that order, so it is the same here.
         if heads is not None:
             add_norms()
         if use_projections:
@@ -207,7 +207,7 @@ class SlotAttention(nn.Module):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Line 2 of Algorithm 1: slots [B, K, D] ~ N(mu, diag(sigma^2)); one `torch.randn`, none for "vectors".
+        """Line 1 of Algorithm 1: slots [B, K, D] ~ N(mu, diag(sigma^2)); one `torch.randn`, none for "vectors".
 
         Args:
             inputs: [B, N, D_in].

@@ -69,7 +69,7 @@ def slot_attention(
     Returns:
         slots [B, K, D], or [T, B, K, D] with return_all_slots. With return_attn a pair of them and the attention
         [B, K, N], or [B, h, K, N] if `params` combines heads; with "all", [T, ...]. The dtype is that of `slots`. All
-        of it is differentiable, and that twice.
+        of it is twice differentiable.
 
     Raises:
         ValueError: a shape, size or setting does not fit. TypeError: a type does not. The message names the argument,
@@ -169,7 +169,7 @@ def choose(backend: str, device_type: str, why_not_triton: Callable[[], str | No
 
 
 def _needs_composite(softmax_over: str, aggregation: str) -> bool:
-    """Whether a call takes PyTorch's own operators and autograd: two ablations, and who knows no others."""
+    """Whether a call takes PyTorch's own operators and autograd: two ablations, torch.func, tracing, ONNX."""
     if softmax_over == "inputs" or aggregation == "sum_norm":
         return True
     return transformed() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()  # type: ignore[attr-defined]

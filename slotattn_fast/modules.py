@@ -16,9 +16,9 @@ class SlotAttention(Reference):
     A drop-in for the class of that name in the PyPI package ``slot-attention``: the same positional arguments,
     attributes, state_dict, initialisation and random draws. `SlotAttention.paper` makes the paper's module. Parameters,
     their initialisation and the initial slots are those of `slotattn_fast.reference.SlotAttention`. The layers (`to_q`,
-    `gru`, ...) hold the parameters and are not called, so hooks on them do not run, of which a warning tells.
-    Parametrizations of torch.nn.utils.parametrize do their work; a layer put in their place that computes something
-    else is refused.
+    `gru`, ...) hold the parameters and are not called: hooks on them do not run, and a warning says so.
+    Parametrizations (torch.nn.utils.parametrize) work; replacing a layer by one that computes something else is an
+    error.
 
     Args:
         backend: "auto", "triton" or "torch"; see `explain_backend`.

@@ -3,8 +3,8 @@
 A backend is a module with `forward_outputs`, `forward` and `backward`: `torch_backend` or `triton_backend`. What its
 forward pass returns besides the slots is kept for its backward pass.
 
-PyTorch takes longer to dispatch an operator of Python's, forward and backward, than a backend takes to launch an
-iteration's kernels. So where nobody has to see the operator, its functions are called without it (`_direct`).
+PyTorch takes longer to dispatch an operator that is written in Python than a backend takes to launch an iteration's
+kernels. So where no compiler or dispatch mode has to see the operator, its functions are called directly (`_direct`).
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """The slots after every iteration [T, B, K, D], and E [T, B, h, K, D_in + 1], which gets no gradient.
 
-    Both in the precision of the computation, and kept for the backward pass: what is handed on has to be a copy.
+    Both are in the precision of the computation and kept for the backward pass, so that a user is to be given copies.
     Differentiable, a second time by `composite`.
     """
     if _direct(inputs, slots, w.query):
@@ -88,9 +88,9 @@ def _module(backend: str) -> ModuleType:
 
 
 def _register(backend: str, kept: tuple[str, ...]) -> type[Function]:
-    """Defines slotattn_fast::<backend>_forward and _backward; returns the same without the operators.
+    """Defines slotattn_fast::<backend>_forward and _backward; returns an autograd Function that does without them.
 
-    The latter returns the gradients to the inputs (empty if not needed), the initial slots and every weight there is.
+    `_backward` returns the gradients to the inputs (empty if not needed), the initial slots and every weight there is.
     """
     outputs = ", ".join(f"Tensor {name}" for name in ("states", *kept))
     forward_name, backward_name = (f"slotattn_fast::{backend}_{which}" for which in ("forward", "backward"))

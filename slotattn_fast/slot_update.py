@@ -8,8 +8,8 @@ both, the normalised input is extended by a constant 1, x-_n = (x^_n, 1), which 
     E_k  = (y_k, S_k)  = sum_n (a_nk + eps) x-_n
     W_ih u_k + b_ih    = (E_k / S_k) V + b       b_ih, and with heads W_ih times the bias of their combination
 
-`fold` makes Q, Q_0 and V by ordinary differentiable PyTorch, so autograd takes their gradients to the module's own
-parameters. Everything here has B * K rows and costs little beside the passes over the N inputs.
+`fold` makes Q, Q_0 and V of the module's parameters and is differentiable: by PyTorch's operators (`absorb`) or by a
+kernel (`operators.absorb`). Everything here has B * K rows and costs little beside the passes over the N inputs.
 """
 
 from collections.abc import Callable, Mapping

@@ -34,7 +34,7 @@ from .slot_update import (
     update_backward,
 )
 
-# Bytes of what a group of images works on. On a CPU that is to stay in the cache; elsewhere it only bounds the memory.
+# What a group of images works on, in bytes: on a CPU it should fit in the cache, elsewhere it only bounds the memory.
 GROUP_BYTES = {"cpu": 8 << 20}
 GROUP_BYTES_ELSEWHERE = 256 << 20
 BLOCK_ROWS = 2048
@@ -249,7 +249,7 @@ def _normalise_(inputs: Tensor, mask: Tensor | None, s: Settings, out: Tensor) -
     """The same into `out`, for a group of images outside autograd; returns r [G, N, 1], None without LayerNorm.
 
     Four passes of vectorised operators in the cache take a third of the time of PyTorch's LayerNorm on a CPU. What
-    rounding leaves of the mean does not matter: x^ meets centred weights alone (`fold`).
+    rounding leaves of the mean does not matter: x^ meets centred weights alone (`absorb`).
     """
     x = inputs.to(out.dtype)
     if mask is not None:

@@ -2,7 +2,7 @@
 
 An iteration is one pass over the inputs and one launch over the slots. Slots or inputs that the kernels over the slots
 do not serve, mostly because they are too wide, go through the PyTorch operators of `slot_update` instead. Equations
-and symbols are those at the head of `torch_backend`.
+and symbols are those of kernels/README.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -162,11 +162,11 @@ def _backward_fused(
     of_iteration = list(zip(*(x.unbind() for x in (d_states, states, sums, d_slots, d_sums)), strict=True))
     query_partials = d_carry = None
     for t in reversed(range(T)):
-        d_new, new, given, d_before, d_given = of_iteration[t]
+        d_new, new, sums_t, d_before, d_sums_t = of_iteration[t]
         before = of_iteration[t - 1][1] if t else slots
         slot_ops.update_backward(
-            *(query_partials, d_new, d_carry, new, before, given),
-            *(slot_mask, w, s, t, d_before, d_given, rows, slots.dtype),
+            *(query_partials, d_new, d_carry, new, before, sums_t),
+            *(slot_mask, w, s, t, d_before, d_sums_t, rows, slots.dtype),
         )
         query_partials, d_carry = attend(t, d_sums), d_before
     d_initial = torch.empty_like(slots)

@@ -269,7 +269,7 @@ def test_without_tensor_cores(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     case = next(case for case in CASES if case.id == name)
     x = given(case)
     table = slot_ops.update_config
-    other = {"precision": "ieee", "block_chunk": 16, "fetch": False}
+    other = {"precision": "ieee", "block_chunk": 16, "prefetch": False}
     monkeypatch.setattr(slot_ops, "update_config", lambda *sizes, **options: table(*sizes, **options)._replace(**other))
     single = x.to(torch.float32)
     assert_error_at_most_twice(by_kernels(single, case), by_pytorch(single, case), by_pytorch(x, case))
@@ -370,7 +370,7 @@ def test_precision_follows_the_dtype_and_the_device() -> None:
     assert (half.precision, half.block_chunk, half.num_warps) == ("tf32", 64, 8)
     assert (single.precision, single.block_chunk) == ("tf32x3", 32)
     assert (double_wave.precision, double_wave.block_chunk, double_wave.num_warps) == ("ieee", 16, 4)
-    assert double_wave.fetch is False  # the instruction is PTX
+    assert double_wave.prefetch is False  # the instruction is PTX
     assert precision(torch.float16) == "tf32x3"  # has as many bits as TF32
     before = torch.backends.cuda.matmul.fp32_precision
     try:
