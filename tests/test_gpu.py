@@ -79,6 +79,24 @@ def test_graph_draws_new_slots_at_every_replay() -> None:
     assert torch.equal(drawn, call()[0])
 
 
+def test_a_graphed_callable_trains_as_the_module_does() -> None:
+    """torch.cuda.make_graphed_callables: graphs of one module in an eager loop, forward and backward."""
+    module, inputs = made(), given()["inputs"]
+    graphed = torch.cuda.make_graphed_callables(made(), (torch.empty_like(inputs).normal_(),))
+
+    def trained(call: SlotAttention) -> list[Tensor]:
+        torch.manual_seed(3)
+        slots = call(inputs)
+        call.zero_grad()
+        slots.square().sum().backward()
+        return [slots.detach(), *(p.grad.clone() for p in call.parameters() if p.grad is not None)]
+
+    for _ in range(2):
+        found, expected = trained(graphed), trained(module)
+        assert len(found) == len(expected) > 10
+        assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "options", [{}, {"dynamic": True}, {"mode": "reduce-overhead"}], ids=["default", "dynamic", "cuda-graphs"]
