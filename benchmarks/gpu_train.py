@@ -6,8 +6,9 @@
 clevr10 is property prediction; the others are object discovery. In bfloat16 autocast, each step replayed as a CUDA
 graph; the rest is the preset's, through the functions that `slotattn train` calls. A piece ends by SIGTERM after so
 many minutes, which saves a checkpoint, and leaves one file: the run folder with its newest checkpoint, from which the
-next piece goes on exactly, on this machine or another. That of a complete run holds weights, evaluation and pictures
-in place of the checkpoint. Its conditions.json has an entry for each piece: machine, versions, commit, steps, and
+next piece goes on exactly, on this machine or another. It is written anew every minute too, so that a piece that is
+killed is not lost. That of a complete run holds weights, evaluation and pictures in place of the checkpoint. Its
+conditions.json has an entry for each piece: machine, versions, commit, steps, and
 images a second, which the drawing of the scenes may limit.
 """
 
@@ -20,8 +21,8 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,6 +40,7 @@ from slotattn_fast.train.run_folder import is_complete
 LIMIT = 16 * 2**20  # bytes of an archive
 IMAGE_EVERY = 100_000  # steps; rarer than in the presets: a picture of CLEVR6 has 0.8 MB, a checkpoint 11 MB
 AGAIN = 0.1  # seconds from one SIGTERM to the next
+KEEP_EVERY = 60.0  # seconds from one archive to the next
 CONDITIONS = "conditions.json"
 PAPER = {**PRESETS["property"], **PRESETS["discovery"]}  # clevr6 is of both tasks
 TOY_MODEL = {"encoder_channels": 8, "encoder_strides": (4, 4), "slot_dim": 8, "hidden_dim": 8}
@@ -90,18 +92,22 @@ def train(
         asked = {"preset": preset, "seed": seed, "steps": steps or config.steps}
         if other := {name: getattr(config, name) for name in asked if getattr(config, name) != asked[name]}:
             sys.exit(f"{start}: got the archive of {other}, expected one of {asked}; ask for what it is of")
-        first = newest_step(run)
+        first, before = newest_step(run), pieces(run)
+
+        def keep() -> None:
+            steps = {"from_step": first, "to_step": newest_step(run)}
+            speed = {"images_per_second": images_per_second(run, first), "seconds": round(time.monotonic() - began, 1)}
+            (run / CONDITIONS).write_text(json.dumps([*before, {**here, **steps, **speed}], indent=1) + "\n")
+            pack(run, archive)
+
         try:
-            with terminated_after(60 * minutes - (time.monotonic() - began)):
+            with terminated_after(60 * minutes - (time.monotonic() - began)), repeated(keep, KEEP_EVERY):
                 train_run(run, config)
         except Stopped:
             pass
         finally:  # whatever ended it, the newest checkpoint is worth keeping
-            last, images = newest_step(run), images_per_second(run, first)
-            piece = {"from_step": first, "to_step": last, "images_per_second": images}
-            note(run, {**here, **piece, "seconds": round(time.monotonic() - began, 1)})
-            pack(run, archive)
-        complete = is_complete(run)
+            keep()
+        complete, last, images = is_complete(run), newest_step(run), pieces(run)[-1]["images_per_second"]
     print(f"{archive}: step {last} of {config.steps}, {images} images/s; {'complete' if complete else 'not complete'}")
     if (size := archive.stat().st_size) > LIMIT:
         sys.exit(f"{archive}: {size / 2**20:.1f} MiB, expected at most {LIMIT / 2**20:.0f}; draw fewer pictures")
@@ -133,6 +139,28 @@ def terminated_after(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def repeated(keep: Callable[[], None], every: float) -> Iterator[None]:
+    """Calls `keep` in a thread every so many seconds until the block ends.
+
+    A file that the block removes or cuts meanwhile is left to the next time.
+    """
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(every):
+            with suppress(OSError):
+                keep()
+
+    keeper = threading.Thread(target=work)
+    keeper.start()
+    try:
+        yield
+    finally:
+        over.set()
+        keeper.join()
+
+
 def newest_step(run: Path) -> int:
     """Of the newest checkpoint; 0 without any."""
     saved = checkpoint.paths(run / "checkpoints")
@@ -149,11 +177,10 @@ def images_per_second(run: Path, first: int) -> float | None:
     return round(statistics.median(speeds), 1) if speeds else None
 
 
-def note(run: Path, piece: dict[str, Any]) -> None:
-    """Adds an entry to the run's conditions."""
+def pieces(run: Path) -> list[dict[str, Any]]:
+    """What conditions.json says of the pieces so far."""
     path = run / CONDITIONS
-    pieces = json.loads(path.read_text()) if path.exists() else []
-    path.write_text(json.dumps([*pieces, piece], indent=1) + "\n")
+    return list(json.loads(path.read_text())) if path.exists() else []
 
 
 def pack(run: Path, archive: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,58 @@ def test_property_prediction_is_trained_in_pieces_too(
         (0, 2),
         (2, 3),
     ]
+
+
+def test_what_was_packed_while_a_piece_ran_goes_on_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: Callable[[int], None]
+) -> None:
+    """The archive of the moment that a kill leaves, here of the sixth step, trains on to the same end."""
+    assert train(tmp_path / "uncut")
+    archive, kept = tmp_path / "cut" / "train-tetrominoes-3.tar", tmp_path / "kept.tar"
+    monkeypatch.setattr(gpu_train, "KEEP_EVERY", 0.01)
+    preset = gpu_train.configuration
+    monkeypatch.setattr(gpu_train, "configuration", lambda *given: replace(preset(*given), checkpoint_every=2))
+    whole = Discovery.batches
+
+    def slow(self: Discovery, start: int, *rest: object) -> object:
+        for step, batch in enumerate(whole(self, start, *rest), start):
+            if step == 6:
+                until = time.monotonic() + 60
+                while not (archive.exists() and "checkpoints/step-00000006.pt" in content(archive)):
+                    assert time.monotonic() < until
+                    time.sleep(0.01)
+                kept.write_bytes(archive.read_bytes())
+            yield batch
+
+    with monkeypatch.context() as slowly:
+        slowly.setattr(Discovery, "batches", slow)
+        assert train(tmp_path / "cut")
+    (piece,) = json.loads(content(kept)["conditions.json"])
+    assert (piece["from_step"], piece["to_step"]) == (0, 6)
+    assert train(tmp_path / "on", kept)
+    weights, others = (
+        safetensors.torch.load(content(tmp_path / folder / archive.name)["model.safetensors"])
+        for folder in ("on", "uncut")
+    )
+    assert all(torch.equal(weights[name], others[name]) for name in others)
+    pieces = json.loads(content(tmp_path / "on" / archive.name)["conditions.json"])
+    assert [(piece["from_step"], piece["to_step"]) for piece in pieces] == [(0, 6), (6, 12)]
+
+
+def test_a_file_that_vanishes_while_it_is_packed_is_left_to_the_next_time() -> None:
+    calls = []
+
+    def keep() -> None:
+        calls.append(len(calls))
+        if len(calls) == 1:
+            raise FileNotFoundError
+
+    with gpu_train.repeated(keep, 0.001):
+        while len(calls) < 3:
+            time.sleep(0.001)
+    count = len(calls)
+    time.sleep(0.02)
+    assert len(calls) == count
 
 
 def test_a_run_ends_when_the_minutes_are_over(tmp_path: Path) -> None:
