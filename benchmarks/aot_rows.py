@@ -18,6 +18,7 @@ PASSES = ("forward, first", "forward", "backward, query", "backward, inputs")  #
 MAPS = ("map", "map over inputs")
 ON_CHIP = ("on chip",)
 EXTREMES = ("forward", "backward, inputs")  # the least and the most that a program holds
+MIDDLE = ("forward", "backward, query")  # of whose registers there may be a limit
 SLOTS = ("absorb", "first query", "update", "update, backward", "first query, backward", "weights", "absorb, backward")
 MIXTURE = ("mixture", "mixture, backward")
 MATCHING = ("matching",)
@@ -63,6 +64,7 @@ CASES = (
     Case("set prediction, fp64 scalars", B=512, N=1024, K=10, scalars="fp64", variants=ON_CHIP),
     Case("multi-dsprites", N=4096, D_in=32, K=6),
     Case("tetrominoes", N=1225, D_in=32, K=4),
+    Case("width 24", D_in=24, variants=MIDDLE),
     Case("width 48", D_in=48, variants=EXTREMES),
     Case("width 128", D_in=128, variants=EXTREMES),
     Case("width 192", D_in=192, variants=EXTREMES),
@@ -89,6 +91,7 @@ CASES = (
     Case("masks", mask=True, slot_mask=True),
     Case("no norm", norm=False),
     Case("feature map", nchw=True, variants=("forward, first", *EXTREMES)),
+    Case("feature map, 35x35", N=1225, nchw=True, variants=MIDDLE),
     # Over the slots everything is float32.
     Case("discovery", variants=SLOTS, dtypes=("fp32",), targets=EVERY_TARGET),
     # But for the products of bfloat16 calls.
@@ -153,12 +156,13 @@ def attend_launch(case: Case, dtype: str, target: str, which: str = "forward") -
     multiprocessors = TARGETS[target].multiprocessors
     sizes = (B, N, D_in, K, case.heads, ITEMSIZE[dtype], multiprocessors)
     launch, device = kernel_module("launch"), TARGETS[target]
-    config = launch.attend_config(*sizes, which, target == "sm_90")
+    stride_n, stride_d = (1, N) if case.nchw else (D_in, 1)
+    aligned = all(stride == 1 or stride % 16 == 0 for stride in (N * D_in, stride_n, stride_d))
+    config = launch.attend_config(*sizes, which, target == "sm_90", aligned)
     query_bytes = launch.query_bytes(device.shared_limit) if device.backend == "cuda" else launch.MAX_QUERY_BYTES
     at_once = launch.iterations_at_once(config, ITEMSIZE[dtype], query_bytes)
     blocking = config.blocking()
     options = {name: blocking.pop(name) for name in [*blocking] if name.islower()}
-    stride_n, stride_d = (1, N) if case.nchw else (D_in, 1)
     arguments: dict[str, Any] = {
         **dict.fromkeys(("x_ptr", "d_x_ptr", "map_ptr"), f"*{dtype}"),
         **dict.fromkeys(("query_ptr", "d_sums_ptr", "mean_ptr", "rstd_ptr", "partials_ptr", "divisor_ptr"), "*fp32"),
@@ -222,7 +226,8 @@ def slots_launch(case: Case, dtype: str, target: str, precision: str = "tf32x3")
         "UNROLL": config.unroll,
         "PREFETCH": config.prefetch,
     }
-    return Launch(arguments, {"num_warps": config.num_warps, "num_stages": config.num_stages}, 0)
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **kernel_module("launch").FUSED}
+    return Launch(arguments, options, 0)
 
 
 def weights_launch(case: Case, dtype: str, target: str, precision: str = "tf32x3") -> Launch:
@@ -240,7 +245,8 @@ def weights_launch(case: Case, dtype: str, target: str, precision: str = "tf32x3
         "BM": config.block_rows,
         "PRECISION": config.precision,
     }
-    return Launch(arguments, {"num_warps": config.num_warps, "num_stages": config.num_stages}, 0)
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **kernel_module("launch").FUSED}
+    return Launch(arguments, options, 0)
 
 
 def on_chip_launch(case: Case, dtype: str, target: str) -> Launch:
@@ -249,7 +255,7 @@ def on_chip_launch(case: Case, dtype: str, target: str) -> Launch:
     launch, inputs = slots_launch(case, "fp32", target, precision), attend_launch(case, dtype, target)
     arguments: dict[str, Any] = inputs.arguments | launch.arguments
     arguments |= {"states": "*fp32", "queries": "*fp32", "BLOCKS": -(-case.N // block_n), "BLOCK_N": block_n}
-    return Launch(arguments, {**launch.options, "enable_fp_fusion": True}, case.B * case.T, inputs.unit)
+    return Launch(arguments, launch.options, case.B * case.T, inputs.unit)
 
 
 def mixture_launch(case: Case, dtype: str, target: str, passes: int = 1) -> Launch:
@@ -268,7 +274,7 @@ def mixture_launch(case: Case, dtype: str, target: str, passes: int = 1) -> Laun
     arguments |= {"stride_ib": C * N, "stride_ic": 1, "stride_ih": isqrt(N) * C, "stride_iw": C}
     arguments |= {"K": K, "N": N, "W": isqrt(N), "tiles": -(-N // config.block_n), "C": C, "FLAT": True}
     arguments |= {"TOGETHER": together, "TOGETHER_D": together, "BN": config.block_n, "BK": config.block_k}
-    options = {"num_warps": config.num_warps, "enable_fp_fusion": True}
+    options = {"num_warps": config.num_warps, **kernel_module("launch").FUSED}
     moved = B * N * (passes * K * (C + 1) * ITEMSIZE[dtype] + C * ITEMSIZE["fp32"])
     return Launch(arguments, options, B * arguments["tiles"], moved)
 
@@ -279,7 +285,7 @@ def matching_launch(case: Case, dtype: str, target: str) -> Launch:
     arguments: dict[str, Any] = {"cost": f"*{dtype}", "columns": "*i64", "R": K, "C": K}
     arguments |= {"stride_b": K * K, "stride_r": K, "stride_c": 1}
     arguments |= {"BLOCK": kernel_module("launch").matching_block(K, warp_size)}
-    return Launch(arguments, {"num_warps": 1}, case.B)
+    return Launch(arguments, {"num_warps": 1, **kernel_module("launch").FUSED}, case.B)
 
 
 FORWARD, BACKWARD, MAP = "attend_fwd_kernel", "attend_bwd_kernel", "attend_map_kernel"
@@ -370,6 +376,7 @@ KNOWN = (
     Known(r"set prediction/on chip/fp16/.*", "stack_bytes", "the units of float16 take registers beside the slots"),
     Known(r".*/matching/.*", "fp64", "meant to be: sums of costs are exact enough in float64 alone"),
     Known(r"slots (33|64)/backward, inputs/.*", "async16", NO_COPIES),
+    Known(r"(width 24|feature map, 35x35)/.*", "async16", "a stride that 16 does not divide, so smaller pieces"),
     Known(r"width (192|256|512)/.*", "async16", NO_COPIES, triton="3.6."),
     Known(r"width (192|256|512)/.*", "wgmma", "blocks of fewer than 64 inputs", triton="3.6."),
 )

@@ -33,8 +33,8 @@ DECODERS = ((64, 7, 128), (64, 6, 64), (64, 4, 35))  # B, K, side of the images
 MULTIPROCESSORS = 132
 STATS = ("mean_ptr", "rstd_ptr")
 ROWS = (  # of all iterations; a launch writes those of one, and that for the weights reads all
-    *("slots_normed", "d_query", "mean", "d_updates", "slots_rows", "d_recurrent", "new_normed", "d_hidden"),
-    *("hidden_rows", "d_out", "columns"),
+    *("slots_normed", "d_query", "weighted_mean", "d_updates", "slots_rows", "d_recurrent", "new_normed"),
+    *("d_hidden_rows", "hidden_rows", "d_out", "column_sums"),
 )
 # The parameters that a kernel writes; it reads the others.
 WRITTEN = {
@@ -42,7 +42,7 @@ WRITTEN = {
     "attend_bwd_kernel": ("partials_ptr", "d_x_ptr"),
     "attend_map_kernel": ("map_ptr",),
     "on_chip_fwd_kernel": ("states", "sums", "queries", *STATS),
-    "absorb_fwd_kernel": ("query", "query_bias", "value"),
+    "absorb_fwd_kernel": ("query_weight", "query_bias", "value_weight"),
     "absorb_bwd_kernel": tuple(
         f"d_{name}" for name in ("to_q", "to_q_bias", "to_k", "to_k_bias", "to_v", "to_v_bias", "norm", "after")
     ),
@@ -50,7 +50,7 @@ WRITTEN = {
     "update_fwd_kernel": ("sums", "new_slots", "query"),
     "query_bwd_kernel": ("d_slots", *ROWS),
     "update_bwd_kernel": ("d_slots", "d_sums", *ROWS),
-    "weights_bwd_kernel": ("out",),
+    "weights_bwd_kernel": ("grads",),
     "mixture_loss_fwd_kernel": ("partials",),
     "mixture_loss_bwd_kernel": ("d_maps",),
     "match_kernel": ("columns",),

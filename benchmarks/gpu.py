@@ -27,10 +27,11 @@ On a fresh machine with Python 3.12, torch 2.11, Triton 3.6 and no network, in t
     python -m benchmarks.gpu prove --out DIR             # then time, steps and tune; --commit HASH if there is no .git
 
 The tests need pytest and SciPy, 35 MiB that are not counted below, and use pytest-xdist where it is installed;
-compute-sanitizer and slot-attention are used where they are found. `steps` needs lightning-fabric for the step in a
-graph, and SciPy for the plain loop of property prediction; `train` needs all that `slotattn train` does but for its
-command line. With a network, for Python 3.12 on x86-64, into a folder of 32 MiB (24 of them matplotlib and what it
-needs, 6 tensorboard with protobuf, 2 the tests', the last line slot-attention and what it imports):
+compute-sanitizer and slot-attention are used where they are found. --toy with Triton 3.6 needs NumPy before 2.4, for
+its interpreter. `steps` needs lightning-fabric for the step in a graph, and SciPy for the plain loop of property
+prediction; `train` needs all that `slotattn train` does but for its command line. With a network, for Python 3.12 on
+x86-64, into a folder of 32 MiB (24 of them matplotlib and what it needs, 6 tensorboard with protobuf, 2 the tests', the
+last line slot-attention and what it imports):
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \\
         --platform manylinux_2_27_x86_64 --platform manylinux2014_x86_64 -c constraints.txt -d build/wheels \\

@@ -143,13 +143,13 @@ def terminated_after(seconds: float) -> Iterator[None]:
 def repeated(keep: Callable[[], None], every: float) -> Iterator[None]:
     """Calls `keep` in a thread every so many seconds until the block ends.
 
-    A file that the block removes or cuts meanwhile is left to the next time.
+    A file that the block removes or writes meanwhile is left to the next time.
     """
     over = threading.Event()
 
     def work() -> None:
         while not over.wait(every):
-            with suppress(OSError):
+            with suppress(OSError, ValueError, TypeError):  # also half a line of metrics.csv
                 keep()
 
     keeper = threading.Thread(target=work)

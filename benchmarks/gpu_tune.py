@@ -93,9 +93,12 @@ def tune(size: tuple[int, int, int], which: str, toy: bool, seconds: float) -> F
                 row[NOT_MEASURED] = f"off by {error:.1e} of the norm"
         except Exception as failure:  # too much shared memory, too many registers
             row[NOT_MEASURED] = failed(failure)
-    for number, values in milliseconds(calls, 1 if toy else ROUNDS).items():
+    failures: dict[Any, str] = {}
+    for number, values in milliseconds(calls, 1 if toy else ROUNDS, failures=failures).items():
         if values:
             rows[int(number)]["ms"] = statistics.median(values)
+    for number, why in failures.items():
+        rows[int(number)][NOT_MEASURED] = why
     return {"rows": rows}
 
 

@@ -19,9 +19,9 @@ from .patched import patched
 from .reasons import NOT_MEASURED, cell, failed
 
 WIDTH, HIDDEN, CALLS, ROUNDS = 64, 128, 10, 15
-FIELDS = ("precision", "block_rows", "block_chunk", "num_warps", "num_stages", "prefetch")  # of UpdateConfig
+FIELDS = ("precision", "block_rows", "block_chunk", "unroll", "num_warps", "num_stages", "prefetch")  # of UpdateConfig
 KERNELS = ("update_fwd", "update_bwd", "query_bwd", "absorb_bwd")
-SIZES = ((64, 7, 8), (512, 10, 1))  # images, slots, splits of the inputs
+SIZES = ((64, 7, 8), (512, 10, 1), (1, 7, 32))  # images, slots, splits of the inputs
 TOY_SIZES, TOY_CANDIDATES = ((3, 5, 2),), 3
 Config = Any  # UpdateConfig of kernels/launch.py, which is imported after the interpreter is switched on or off
 
@@ -58,6 +58,7 @@ def candidates(splits: int, kernel: str) -> list[Config]:
         {"num_stages": 3},
         {"block_rows": 32},
         {"num_warps": 16},
+        *({"unroll": unroll} for unroll in (16, 32) if unroll <= splits),
     ]
     without = table._replace(precision="ieee", block_chunk=16, num_stages=3, prefetch=False)
     found = [
@@ -88,9 +89,13 @@ def tune(size: tuple[int, int, int], kernel: str, toy: bool, seconds: float) -> 
             continue
     if on_gpu():
         calls["cold"] = captured(timed(None, given.warm)["cold"])
-    times = {name: statistics.median(ms) for name, ms in milliseconds(calls, 1 if toy else ROUNDS).items() if ms}
+    failures: dict[Any, str] = {}
+    found = milliseconds(calls, 1 if toy else ROUNDS, failures=failures)
+    times = {name: statistics.median(ms) for name, ms in found.items() if ms}
     for number, row in enumerate(rows):
-        if f"{number} cold" in times:
+        if why := failures.get(f"{number} warm") or failures.get(f"{number} cold"):
+            row[NOT_MEASURED] = why
+        elif f"{number} cold" in times and "cold" in times:
             row["us"] = 1e3 * times[f"{number} warm"] / CALLS
             row["us_cold"] = 1e3 * (times[f"{number} cold"] - times["cold"]) / CALLS
     return {"rows": rows, "allowed": 2 * error(given.plain, given.exact) + 1e-6}
@@ -211,8 +216,9 @@ def configured(call: Call, config: Config) -> Call:
 def report(record: Record) -> str:
     """Markdown: a line for each candidate, the table's own first; microseconds of one launch."""
     lines = [
-        "| B x K x splits, kernel | dots | rows | chunk | warps | stages | fetch | us | us, cold | error | allowed |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| B x K x splits, kernel | dots | rows | chunk | unroll | warps | stages | fetch "
+        "| us | us, cold | error | allowed |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in record.items():
         if UNFINISHED in entry["found"]:

@@ -144,6 +144,8 @@ def compiled(module: str, kernel: str, arguments: dict[str, Any], options: dict[
         kind, divisible = _specialised(value, param.is_constexpr)
         if param.do_not_specialize and not param.is_constexpr and isinstance(value, int):
             kind, divisible = "i32", False
+        if param.do_not_specialize_on_alignment:
+            divisible = False
         signature[param.name] = kind
         if kind == "constexpr":
             constants[param.name] = value

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 MAX_QUERY_BYTES = 32768  # of the queries of one image and iteration, padded, in the inputs' type
 MAX_ITERATIONS_AT_ONCE = 8  # of the last backward pass; the more, the more stack bytes
+FUSED = {"enable_fp_fusion": True}  # an option of every launch: Triton 3.9 warns without it, 3.10 turns it off
 
 
 def query_bytes(shared_bytes: int) -> int:
@@ -40,17 +41,26 @@ class AttendConfig(NamedTuple):
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
             **({} if self.max_registers is None else {"maxnreg": self.max_registers}),  # AMD's backend has none
-            "enable_fp_fusion": True,  # Triton 3.10 turns it off by default
+            **FUSED,
         }
 
 
 @lru_cache(maxsize=1024)
 def attend_config(
-    B: int, N: int, D_in: int, K: int, heads: int, itemsize: int, multiprocessors: int, which: str, hopper: bool = True
+    B: int,
+    N: int,
+    D_in: int,
+    K: int,
+    heads: int,
+    itemsize: int,
+    multiprocessors: int,
+    which: str,
+    hopper: bool = True,
+    aligned: bool = True,
 ) -> AttendConfig:
     """The launch for B images of N inputs of D_in elements of `itemsize` bytes, K slots and `heads` heads.
 
-    `hopper` as `device.hopper` has it.
+    `hopper` as `device.hopper` has it; `aligned`: whether Triton copies 16 bytes of inputs at a time.
 
     `which` is "first" (the forward of the first iteration, which has a block in registers too), "forward" (of the
     others), "map" (the attention, a block a program), "query" (backward, to the queries alone) or "inputs" (its last
@@ -76,15 +86,14 @@ def attend_config(
         if block_n * block_d * itemsize > 16384:
             num_stages = 1  # of inputs that are so wide, a GPU with 99 KB of shared memory for a program holds no more
         if hopper and itemsize == 2 and block_d <= 64 and which in ("forward", "query"):
-            # So that all programs are at work at once, of which there are about four for each multiprocessor.
+            # So that all programs are at work at once, of which there are about four for each multiprocessor. Inputs
+            # that are copied in smaller pieces take up to 254 registers for it, and stack bytes if they get fewer.
             if columns == 8:
-                max_registers = 128
+                max_registers = 128 if aligned else None
             elif columns == 16:
                 block_n = 64
     tiles = -(-N // block_n)
-    # About four programs for each multiprocessor, so that the last wave costs little.
-    splits = max(1, min(tiles, 4 * multiprocessors // max(B, 1)))
-    blocks = -(-tiles // splits)
+    blocks = -(-tiles // fewest_waits(B, tiles, 4 * multiprocessors))
     return AttendConfig(
         *(block_n, block_d, block_h, block_k, blocks, -(-tiles // blocks)),
         by_dot=hopper and itemsize == 2 and block_d <= 64 <= block_n,
@@ -92,6 +101,19 @@ def attend_config(
         num_stages=num_stages,
         max_registers=max_registers,
     )
+
+
+def fewest_waits(B: int, tiles: int, at_once: int) -> int:
+    """Into how many programs an image of so many blocks is split; `at_once` programs are at work at a time.
+
+    What a launch waits for, one after the other: where there are more programs, the next ones begin when the first end;
+    of each its blocks, and as long as for one for its beginning and end; in the update, 8 partial sums at a time.
+    """
+
+    def waits(splits: int) -> int:
+        return -(-splits * B // at_once) * (-(-tiles // splits) + 1) + -(-splits // 8)
+
+    return min(range(1, max(1, min(tiles, at_once)) + 1), key=waits)
 
 
 def iterations_at_once(config: AttendConfig, itemsize: int, query_bytes: int = MAX_QUERY_BYTES) -> int:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .device import WARP_SIZE
-from .launch import matching_block
+from .launch import FUSED, matching_block
 from .matching import match_kernel
 
 
@@ -20,5 +20,5 @@ def match(cost: Tensor) -> Tensor:
     columns = cost.new_empty(B, R, dtype=torch.int64)
     if columns.numel():
         block = matching_block(C, WARP_SIZE)
-        match_kernel[(B,)](cost, columns, *cost.stride(), R=R, C=C, BLOCK=block, num_warps=1)
+        match_kernel[(B,)](cost, columns, *cost.stride(), R=R, C=C, BLOCK=block, num_warps=1, **FUSED)
     return columns

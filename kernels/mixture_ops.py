@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .device import WARP_SIZE
-from .launch import mixture_config
+from .launch import FUSED, mixture_config
 from .mixture import mixture_loss_bwd_kernel, mixture_loss_fwd_kernel
 
 
@@ -51,7 +51,7 @@ def _launch(maps: Tensor, images: Tensor, d_maps: Tensor) -> tuple[dict[str, Any
     flat = all(H == 1 or x.stride(-2) == W * x.stride(-1) for x in (maps, images, d_maps))
     sizes = {"K": K, "N": H * W, "W": W, "tiles": -(-H * W // config.block_n), "C": C, "FLAT": flat}
     sizes |= {"TOGETHER": _together(maps), "BN": config.block_n, "BK": config.block_k}
-    return sizes, {"num_warps": config.num_warps, "enable_fp_fusion": True}  # Triton 3.10 turns it off by default
+    return sizes, {"num_warps": config.num_warps, **FUSED}
 
 
 def _together(maps: Tensor) -> int:

@@ -121,5 +121,7 @@ def attend_map(
 
 def _config(inputs: Tensor, K: int, heads: int, which: str) -> AttendConfig:
     B, N, D_in = inputs.shape
-    sizes = (B, N, D_in, K, heads, inputs.element_size())
-    return attend_config(*sizes, multiprocessors(inputs.device), which, hopper(inputs.device))
+    device, sizes = inputs.device, (B, N, D_in, K, heads, inputs.element_size())
+    # What Triton knows of arguments: whether they are 1, or divisible by 16.
+    aligned = all(x == 1 or x % 16 == 0 for x in (inputs.data_ptr(), *inputs.stride()))
+    return attend_config(*sizes, multiprocessors(device), which, hopper(device), aligned)

@@ -32,7 +32,7 @@ from .update_steps import (
 )
 
 
-@triton.jit(do_not_specialize=["R", "K", "P"])
+@triton.jit(do_not_specialize=["R", "K", "P"], do_not_specialize_on_alignment=["partials"])
 def query_bwd_kernel(
     partials,  # [P, B, h, K, D_in + 1], of the gradient to the query
     slots,  # [B, K, D]
@@ -73,7 +73,7 @@ def query_bwd_kernel(
     store(d_slots, b_d, o_r * D, o_d, m_r, m_d)
 
 
-@triton.jit(do_not_specialize=["R", "K", "P", "t"])
+@triton.jit(do_not_specialize=["R", "K", "P", "t"], do_not_specialize_on_alignment=["partials", "sums", "d_sums"])
 def update_bwd_kernel(
     partials,  # [P, B, h, K, D_in + 1], of the gradient to the next iteration's query; None after the last iteration
     d_new,  # [B, K, D] by its strides

@@ -8,6 +8,7 @@ kernels. So where no compiler or dispatch mode has to see the operator, its func
 """
 
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -83,8 +84,9 @@ def _weights_and_settings(arguments: tuple[Any, ...]) -> tuple[Weights, Settings
     return Weights(*arguments[: len(Weights._fields)]), Settings(*arguments[len(Weights._fields) :])
 
 
-def _module(backend: str) -> ModuleType:
-    return import_module(f".{backend}_backend", __package__)  # on demand: not everyone has Triton
+@cache
+def _module(name: str) -> ModuleType:
+    return import_module(f".{name}", __package__)  # on demand: not everyone has Triton
 
 
 def _register(backend: str, kept: tuple[str, ...]) -> type[Function]:
@@ -103,18 +105,18 @@ def _register(backend: str, kept: tuple[str, ...]) -> type[Function]:
     @on_its_device
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return _module(backend).forward(*arguments[:4], *_weights_and_settings(arguments[4:]))
+            return _module(f"{backend}_backend").forward(*arguments[:4], *_weights_and_settings(arguments[4:]))
 
     @torch.library.register_fake(forward_name)
     def forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-        return _module(backend).forward_outputs(*arguments[:2], *_weights_and_settings(arguments[4:]))
+        return _module(f"{backend}_backend").forward_outputs(*arguments[:2], *_weights_and_settings(arguments[4:]))
 
     @on_its_device
     def backward(d_states: Tensor, *arguments: Any) -> list[Tensor]:
         inputs, saved, (w, s) = arguments[0], arguments[:num_saved], _weights_and_settings(arguments[num_saved:-1])
         # A backward pass may be run under autocast, which must not reach the arithmetic here.
         with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
-            d_inputs, d_slots, d_weights = _module(backend).backward(
+            d_inputs, d_slots, d_weights = _module(f"{backend}_backend").backward(
                 d_states, *saved, w, s, need_d_inputs=arguments[-1]
             )
         d_inputs = inputs.new_empty(0) if d_inputs is None else d_inputs
@@ -154,7 +156,7 @@ def _register(backend: str, kept: tuple[str, ...]) -> type[Function]:
         return *grads[:2], None, None, *grads[2:], *[None] * len(ctx.s)
 
     torch.library.impl(forward_name, "CompositeExplicitAutograd", forward)
-    torch.library.impl(backward_name, "CompositeExplicitAutograd", lambda *given: list(map(_alone, backward(*given))))
+    torch.library.impl(backward_name, "CompositeExplicitAutograd", lambda *given: _apart(backward(*given)))
     torch.library.register_autograd(forward_name, differentiate, setup_context=setup_context)
     return _function("SlotAttention", forward, setup_context, differentiate)
 
@@ -172,9 +174,15 @@ def _function(
     return type(name, (Function,), parts)
 
 
-def _alone(x: Tensor) -> Tensor:
-    """A copy of what is a view of more, as the outputs of an operator must not share memory."""
-    return x.clone() if x.untyped_storage().nbytes() > x.nbytes else x
+def _apart(grads: list[Tensor]) -> list[Tensor]:
+    """Copies, in one launch, of those that are views of more: the outputs of an operator must not share memory."""
+    views = [i for i, x in enumerate(grads) if x.untyped_storage().nbytes() > x.nbytes]
+    if views:
+        shared, copies = [grads[i] for i in views], [torch.empty_like(grads[i]) for i in views]
+        torch._foreach_copy_(copies, shared)
+        for i, copy in zip(views, copies, strict=True):
+            grads[i] = copy
+    return grads
 
 
 def gradients_of(
@@ -225,7 +233,7 @@ torch.library.define("slotattn_fast::triton_map", f"({_TENSORS}Tensor sums, {_AR
 def _map(*arguments: Any) -> Tensor:
     *tensors, sums = arguments[:5]
     with torch.no_grad():
-        return _module("triton").attention_map(
+        return _module("triton_backend").attention_map(
             *tensors, sums if arguments[-1] == "inputs" else None, *_weights_and_settings(arguments[5:-1])
         )
 
@@ -268,7 +276,7 @@ torch.library.define(
 
 @on_its_device
 def _absorb(*arguments: Any) -> tuple[Tensor, ...]:
-    return import_module(".kernels.slot_ops", __package__).absorb(Projections(*arguments[:-2]), *arguments[-2:])
+    return _module("kernels.slot_ops").absorb(Projections(*arguments[:-2]), *arguments[-2:])
 
 
 @torch.library.register_fake("slotattn_fast::triton_absorb")
@@ -281,7 +289,7 @@ def _absorb_fake(*arguments: Any) -> tuple[Tensor, ...]:
 @on_its_device
 def _absorb_backward(*arguments: Any) -> list[Tensor]:
     p = Projections(*arguments[3:-2])
-    grads = import_module(".kernels.slot_ops", __package__).absorb_backward(*arguments[:3], p, *arguments[-2:])
+    grads = _module("kernels.slot_ops").absorb_backward(*arguments[:3], p, *arguments[-2:])
     return [d for d in grads if d is not None]
 
 

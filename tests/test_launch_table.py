@@ -2,6 +2,7 @@
 transposed one in particular, depends on the sizes of its blocks."""
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from compare import DEVICE, normal
 from slotattn_fast.kernels import ops
 from slotattn_fast.kernels.arguments import Settings
-from slotattn_fast.kernels.launch import MAX_QUERY_BYTES, AttendConfig, attend_config
+from slotattn_fast.kernels.launch import MAX_QUERY_BYTES, AttendConfig, attend_config, fewest_waits
 from torch import Tensor
 
 WIDTHS = (16, 32, 64, 128, 256, 512)  # D_in, of each BLOCK_D
@@ -29,15 +30,16 @@ class Entry(NamedTuple):
     width: int
     num_slots: int
     hopper: bool = True
+    aligned: bool = True
 
     @property
     def id(self) -> str:
-        device = "" if self.hopper else "-no-hopper"
-        return f"{str(self.dtype)[6:]}-{self.which}-{self.width}-wide-{self.num_slots}-slots{device}"
+        what = "-no-hopper" * (not self.hopper) + "-not-aligned" * (not self.aligned)
+        return f"{str(self.dtype)[6:]}-{self.which}-{self.width}-wide-{self.num_slots}-slots{what}"
 
     def config(self, B: int = BATCH, N: int = 10**4, heads: int = 1) -> AttendConfig:
         sizes = (B, N, self.width, self.num_slots // heads, heads, self.dtype.itemsize, MULTIPROCESSORS)
-        return attend_config(*sizes, self.which, self.hopper)
+        return attend_config(*sizes, self.which, self.hopper, self.aligned)
 
 
 TABLE = [
@@ -47,6 +49,11 @@ TABLE = [
 ]
 ELSEWHERE = [Entry(torch.bfloat16, which, 64, 16, hopper=False) for which in PASSES]
 """On GPUs that are no Hopper: another size of blocks, and loaded a second time."""
+NOT_ALIGNED = [
+    Entry(dtype, which, width, 8, aligned=False)
+    for dtype, which, width in itertools.product((torch.float16, torch.bfloat16), ("forward", "query"), (16, 32, 64))
+]
+"""Inputs that are copied in pieces of less than 16 bytes: no limit of registers."""
 
 
 def parameter(entry: Entry) -> Any:
@@ -67,22 +74,66 @@ def compiled(config: AttendConfig) -> tuple[int | None, ...]:
 @pytest.mark.parametrize("which", PASSES)
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_the_table_has_all_that_a_call_can_launch(dtype: torch.dtype, which: str) -> None:
-    known = {compiled(entry.config()) for entry in TABLE if (entry.dtype, entry.which) == (dtype, which)}
+    of_these = (entry for entry in (*TABLE, *NOT_ALIGNED) if (entry.dtype, entry.which) == (dtype, which))
+    known = {compiled(entry.config()) for entry in of_these}
     for B, N, D_in in itertools.product((1, 64, 4096), (1, 100, 16384), (1, 24, 48, 96, 192, 300, 512)):
         for heads, K in itertools.product((1, 2, 3, 8, 64), (1, 5, 7, 16, 33, 64)):
-            config = attend_config(B, N, D_in, K, heads, dtype.itemsize, MULTIPROCESSORS, which)
-            columns = config.block_h * config.block_k
-            if columns <= 64 and config.block_d * columns * dtype.itemsize <= MAX_QUERY_BYTES:
-                assert compiled(config) in known
+            for aligned in (True, False):
+                sizes = (B, N, D_in, K, heads, dtype.itemsize, MULTIPROCESSORS)
+                config = attend_config(*sizes, which, aligned=aligned)
+                columns = config.block_h * config.block_k
+                if columns <= 64 and config.block_d * columns * dtype.itemsize <= MAX_QUERY_BYTES:
+                    assert compiled(config) in known
 
 
-@pytest.mark.parametrize("entry", [parameter(entry) for entry in TABLE + ELSEWHERE])
+def test_registers_are_limited_where_inputs_are_copied_16_bytes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, table = [], ops.attend_config
+
+    def limit(inputs: Tensor) -> int | None:
+        query, stats = torch.zeros(2, 1, 7, inputs.shape[-1] + 1, device=DEVICE), torch.zeros(2, 2, 40, device=DEVICE)
+        ops.attend_forward(inputs, None, None, query, stats, SETTINGS, first=False)
+        return found[-1].max_registers
+
+    def noted(*sizes: Any) -> AttendConfig:
+        found.append(table(*sizes))
+        return found[-1]
+
+    monkeypatch.setattr(ops, "attend_config", noted)
+    x = torch.zeros(2, 40, 80, dtype=torch.bfloat16, device=DEVICE)
+    for aligned in (x[..., :64], x[..., 16:80], torch.zeros_like(x[..., :48])):
+        assert limit(aligned) == 128
+    for other in (x[..., 1:65], torch.zeros_like(x[..., :24]), torch.zeros_like(x)[:, :, :63].contiguous()):
+        assert limit(other) is None
+    assert limit(torch.zeros(2, 64, 40, dtype=torch.bfloat16, device=DEVICE).mT) is None  # 40 is no multiple of 16
+
+
+@pytest.mark.parametrize(
+    ("B", "tiles", "splits"),
+    [(64, 128, 8), (512, 8, 1), (1, 128, 32), (192, 128, 8), (384, 128, 4), (640, 8, 2), (10**5, 128, 1), (3, 1, 1)],
+)
+def test_programs_wait_for_as_little_as_can_be(B: int, tiles: int, splits: int) -> None:
+    """528 programs at a time, of which the last are few; and the update that adds up their sums waits too."""
+    at_once = 4 * MULTIPROCESSORS
+
+    def waits(splits: int) -> int:
+        rounds, blocks = math.ceil(splits * B / at_once), math.ceil(tiles / splits)
+        return rounds * (blocks + 1) + math.ceil(splits / 8)
+
+    assert fewest_waits(B, tiles, at_once) == splits
+    assert waits(splits) == min(map(waits, range(1, tiles + 1)))
+    config = attend_config(B, 128 * tiles, 64, 7, 1, 2, MULTIPROCESSORS, "forward")
+    assert (config.block_n, config.blocks) == (128, math.ceil(tiles / splits))
+
+
+@pytest.mark.parametrize("entry", [parameter(entry) for entry in TABLE + ELSEWHERE + NOT_ALIGNED])
 def test_equals_float64(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five blocks, the last not full, in two programs of three, so that the loop over blocks is one."""
     N = 5 * entry.config().block_n - 3
     config = entry.config(N=N)._replace(blocks=3, splits=2)
     monkeypatch.setattr(ops, "attend_config", lambda *sizes: config)
     x = (2 * normal(BATCH, N, entry.width) + 1).to(entry.dtype)
+    if not entry.aligned:
+        x = F.pad(x, (0, 1))[..., :-1]
     queries, d_sums = (normal(ITERS, BATCH, 1, entry.num_slots, entry.width + 1, seed=seed) for seed in (1, 2))
     for side, size in ((queries, entry.width**-0.5), (d_sums, 1.0)):
         side *= size
