@@ -25,6 +25,33 @@ with host.without_kernels():
 print(len(launched))
 """
 
+COMPILED = """
+from unittest.mock import patch
+
+import torch
+from slotattn_fast.kernels import ops, slot_ops
+from triton.runtime.jit import JITFunction
+
+from benchmarks import host
+from slotattn_fast import SlotAttention
+
+found = []
+module = SlotAttention(7, 64, backend="triton").bfloat16()
+with host.without_kernels():
+    compile = JITFunction._do_compile
+
+    def counted(self, *arguments, **options):
+        found.append(self)
+        return compile(self, *arguments, **options)
+
+    for of in (ops, slot_ops):
+        of.multiprocessors = lambda device: 132
+    with patch.object(JITFunction, "_do_compile", counted):
+        for images in (64, 37, 1, 50):
+            module(torch.zeros(images, 1024, 64, dtype=torch.bfloat16, requires_grad=True)).sum().backward()
+            print(len(found))
+"""
+
 
 def compiled(*arguments: str) -> str:
     """What a process prints in which Triton does not interpret."""
@@ -37,6 +64,12 @@ def compiled(*arguments: str) -> str:
 def test_every_kernel_is_launched() -> None:
     # The projections, the first query and their gradients, the weights; both ways, T times inputs and slots.
     assert compiled("-c", COUNTED).split() == [str(2 + 2 + 1 + 4 * 3)]
+
+
+def test_a_batch_of_another_size_compiles_nothing() -> None:
+    first, *others = compiled("-c", COMPILED).split()
+    assert 10 < int(first) < 20
+    assert others == [first] * 3
 
 
 def test_each_has_its_own_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
