@@ -151,8 +151,8 @@ def compiled(module: str, kernel: str, arguments: dict[str, Any], options: dict[
             constants[param.name] = value
         if divisible:
             attributes[(i,)] = [["tt.divisibility", 16]]
-            if kind.startswith("*") and TARGETS[target].backend == "hip":
-                attributes[(i,)].append(["tt.pointer_range", 32])  # tensors of less than 2 GiB
+        if kind.startswith("*") and TARGETS[target].backend == "hip":
+            attributes.setdefault((i,), []).append(["tt.pointer_range", 32])  # tensors of less than 2 GiB
     source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=GPUTarget(*TARGETS[target][:3]), options=options)
 
