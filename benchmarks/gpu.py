@@ -90,7 +90,6 @@ def run(stage: str, out: Path | None, toy: bool, commit: str | None = None, only
     """
     here = ready(toy, commit)
     from . import gpu_prove, gpu_steps, gpu_table, gpu_time, gpu_tune
-    from .conditions import is_shown, put_into_pages
     from .gpu_record import load, run_parts
 
     module = {"prove": gpu_prove, "time": gpu_time, "steps": gpu_steps, "tune": gpu_tune}[stage]
@@ -102,8 +101,8 @@ def run(stage: str, out: Path | None, toy: bool, commit: str | None = None, only
     record = load(path)
     text = module.report(record)
     path.with_suffix(".md").write_text(("Toy sizes on a CPU: nothing here is a measurement.\n\n" if toy else "") + text)
-    if stage == "time" and not toy and is_shown(path.parent):
-        put_into_pages(f"{path.stem}.md", gpu_table.summary(record, path))
+    if stage == "time":
+        gpu_table.show(record, path)
     print(text)
     print(f"left: {', '.join(left)}; run it again" if left else "nothing is left")
     return not left and module.passed(record)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .conditions import is_shown, put_into_pages
 from .gpu_record import Found, Record, described, last_finished, why_unfinished
 from .reasons import NOT_MEASURED, cell
 
@@ -122,6 +123,12 @@ def summary(record: Record, path: Path) -> str:
         head = " | ".join(part.rsplit(" ", 2))
         table.append(f"| {head} | {' | '.join(line.get(name, '') for name in names)} |")
     return "\n".join(table) + "\n"
+
+
+def show(record: Record, path: Path) -> None:
+    """Puts the summary into the pages that have a place for it, if the record at `path` is of the folder they show."""
+    if is_shown(path.parent):
+        put_into_pages(f"{path.stem}.md", summary(record, path))
 
 
 def _short(row: dict[str, Any]) -> str:

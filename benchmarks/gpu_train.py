@@ -8,8 +8,8 @@ graph; the rest is the preset's, through the functions that `slotattn train` cal
 many minutes, which saves a checkpoint, and leaves one file: the run folder with its newest checkpoint, from which the
 next piece goes on exactly, on this machine or another. It is written anew every minute too, so that a piece that is
 killed is not lost. That of a complete run holds weights, evaluation and pictures in place of the checkpoint. Its
-conditions.json has an entry for each piece: machine, versions, commit, steps, and
-images a second, which the drawing of the scenes may limit.
+conditions.json has an entry for each piece: machine, versions, commit, steps, and images a second, which the drawing of
+the scenes may limit.
 """
 
 import csv
@@ -95,10 +95,11 @@ def train(
         first, before = newest_step(run), pieces(run)
 
         def keep() -> None:
-            steps = {"from_step": first, "to_step": newest_step(run)}
+            last = newest_step(run)
+            steps = {"from_step": first, "to_step": last}
             speed = {"images_per_second": images_per_second(run, first), "seconds": round(time.monotonic() - began, 1)}
             (run / CONDITIONS).write_text(json.dumps([*before, {**here, **steps, **speed}], indent=1) + "\n")
-            pack(run, archive)
+            pack(run, archive, last)
 
         try:
             with terminated_after(60 * minutes - (time.monotonic() - began)), repeated(keep, KEEP_EVERY):
@@ -183,18 +184,19 @@ def pieces(run: Path) -> list[dict[str, Any]]:
     return list(json.loads(path.read_text())) if path.exists() else []
 
 
-def pack(run: Path, archive: Path) -> None:
-    """The run folder as one file, in one step: without TensorBoard's copy of the numbers and older checkpoints.
+def pack(run: Path, archive: Path, step: int) -> None:
+    """The run folder as one file, in one step: without TensorBoard's copy of the numbers and other checkpoints.
 
     Of a complete run without any checkpoint.
     """
-    left_out = checkpoint.paths(run / "checkpoints")[: None if is_complete(run) else -1]
+    kept = None if is_complete(run) else f"step-{step:08d}.pt"
     archive.parent.mkdir(parents=True, exist_ok=True)
     fresh = archive.with_suffix(".new")
     with tarfile.open(fresh, "w") as file:
         for path in sorted(run.rglob("*")):
             name = path.relative_to(run)
-            if path.is_file() and path not in left_out and name.parts[0] not in ("tb", "lock"):
+            wanted = path.name == kept if name.parts[0] == "checkpoints" else name.parts[0] not in ("tb", "lock")
+            if path.is_file() and wanted:
                 file.add(path, arcname=str(name))
     fresh.replace(archive)
 

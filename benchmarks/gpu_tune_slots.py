@@ -66,7 +66,7 @@ def candidates(splits: int, kernel: str) -> list[Config]:
         *(table._replace(**change) for change in changes),
         *(single._replace(block_chunk=chunk) for chunk in (64, 16)),
     ]
-    if kernel not in ("update_fwd", "update_bwd"):  # they know nothing of fetching
+    if kernel not in ("update_fwd", "update_bwd"):  # they prefetch nothing
         found = [config for config in found if config == without or config.prefetch]
     return found
 
@@ -216,7 +216,7 @@ def configured(call: Call, config: Config) -> Call:
 def report(record: Record) -> str:
     """Markdown: a line for each candidate, the table's own first; microseconds of one launch."""
     lines = [
-        "| B x K x splits, kernel | dots | rows | chunk | unroll | warps | stages | fetch "
+        "| B x K x splits, kernel | dots | rows | chunk | unroll | warps | stages | prefetch "
         "| us | us, cold | error | allowed |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]

@@ -56,8 +56,8 @@ def gpu_report(folder: Path) -> list[Path]:
             continue
         record, file = load(path), path.with_suffix(".md")
         write_text(file, report_of(record))
-        if stage == "time" and is_shown(folder):
-            put_into_pages(file.name, gpu_table.summary(record, path))
+        if stage == "time":
+            gpu_table.show(record, path)
         written.append(file)
     return written
 

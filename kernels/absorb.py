@@ -10,7 +10,7 @@ With K- and V- for the layers of the keys and the values, and A [WIDTH_V, h d] f
     Q   = scale W_q^T K-,   Q_0 = scale b_q K-    [D, h E], [h E]
     V^T = A V-                                    [WIDTH_V, h E]
 
-Either is  out = left W-,  with left = (W_q, b_q)^T, whose last row R = D is the bias, or left = A.
+Either is  out = scale left W-,  with left = (W_q, b_q)^T, whose last row R = D is the bias, or left = A and scale = 1.
 """
 
 import triton

@@ -55,7 +55,7 @@ def _logits(b_x, b_rows, b_row_sums, b_c, b_mean, b_rstd, NORM: tl.constexpr):
 
 # `blocks` must not be specialised: compiled for blocks = 1 the loop vanishes, and ptxas 12.8 (Triton 3.6) then takes an
 # address in shared memory from the wrong register (`machine_code.wrong_descriptors`). The others would change no loop
-# on Hopper, as rows of D_in + 1 floats are not aligned anyway, but make the compiler run for many sizes of a batch.
+# on Hopper, as rows of D_in + 1 floats are not aligned anyway, but make the compiler run anew for other batches.
 @triton.jit(do_not_specialize=["blocks", "B"], do_not_specialize_on_alignment=["splits", "query_ptr", "partials_ptr"])
 def attend_fwd_kernel(
     x_ptr,  # [B, N, D_in], any strides

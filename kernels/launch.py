@@ -87,13 +87,15 @@ def attend_config(
             num_stages = 1  # of inputs that are so wide, a GPU with 99 KB of shared memory for a program holds no more
         if hopper and itemsize == 2 and block_d <= 64 and which in ("forward", "query"):
             # So that all programs are at work at once, of which there are about four for each multiprocessor. Inputs
-            # that are copied in smaller pieces take up to 254 registers for it, and stack bytes if they get fewer.
+            # that are copied in smaller pieces take up to 220 registers for it (aot.md), and stack bytes with fewer.
             if columns == 8:
                 max_registers = 128 if aligned else None
             elif columns == 16:
                 block_n = 64
     tiles = -(-N // block_n)
-    blocks = -(-tiles // fewest_waits(B, tiles, 4 * multiprocessors))
+    # A program's beginning and end are queries and partial sums, read and written, beside a block of inputs.
+    ends = 1 + 8 * K * heads * (D_in + 1) / (block_n * D_in * itemsize)
+    blocks = -(-tiles // fewest_waits(B, tiles, 4 * multiprocessors, ends))
     return AttendConfig(
         *(block_n, block_d, block_h, block_k, blocks, -(-tiles // blocks)),
         by_dot=hopper and itemsize == 2 and block_d <= 64 <= block_n,
@@ -103,15 +105,16 @@ def attend_config(
     )
 
 
-def fewest_waits(B: int, tiles: int, at_once: int) -> int:
+def fewest_waits(B: int, tiles: int, at_once: int, ends: float) -> int:
     """Into how many programs an image of so many blocks is split; `at_once` programs are at work at a time.
 
     What a launch waits for, one after the other: where there are more programs, the next ones begin when the first end;
-    of each its blocks, and as long as for one for its beginning and end; in the update, 8 partial sums at a time.
+    of each its blocks, and as long as for `ends` of them for its beginning and end; in the update, 8 partial sums at a
+    time. The passes in between, in half precision, have four programs of a multiprocessor at work; others 1 to 3.
     """
 
-    def waits(splits: int) -> int:
-        return -(-splits * B // at_once) * (-(-tiles // splits) + 1) + -(-splits // 8)
+    def waits(splits: int) -> float:
+        return -(-splits * B // at_once) * (-(-tiles // splits) + ends) + -(-splits // 8)
 
     return min(range(1, max(1, min(tiles, at_once)) + 1), key=waits)
 

@@ -123,5 +123,6 @@ def _config(inputs: Tensor, K: int, heads: int, which: str) -> AttendConfig:
     B, N, D_in = inputs.shape
     device, sizes = inputs.device, (B, N, D_in, K, heads, inputs.element_size())
     # What Triton knows of arguments: whether they are 1, or divisible by 16.
-    aligned = all(x == 1 or x % 16 == 0 for x in (inputs.data_ptr(), *inputs.stride()))
+    strides = inputs.stride()
+    aligned = 1 in strides[1:] and all(x == 1 or x % 16 == 0 for x in (inputs.data_ptr(), *strides))
     return attend_config(*sizes, multiprocessors(device), which, hopper(device), aligned)

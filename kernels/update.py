@@ -20,8 +20,7 @@ import triton.language as tl
 from .update_steps import gru_step, load, mlp_step, next_query, prefetch_weights, rows_of_program, store
 
 
-# Rows of D_in + 1 floats are not aligned, whether their tensor is or not.
-@triton.jit(do_not_specialize=["R", "K"], do_not_specialize_on_alignment=["query"])
+@triton.jit(do_not_specialize=["R", "K"])
 def query_fwd_kernel(
     slots,  # [B, K, D]
     query,  # [B, h, K, D_in + 1] out
@@ -50,6 +49,7 @@ def query_fwd_kernel(
     )  # fmt: skip
 
 
+# Rows of D_in + 1 floats are not aligned, whether their tensor is or not.
 @triton.jit(do_not_specialize=["R", "K", "P"], do_not_specialize_on_alignment=["partials", "sums", "query"])
 def update_fwd_kernel(
     partials,  # [P, B, h, K, D_in + 1]

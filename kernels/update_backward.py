@@ -32,7 +32,7 @@ from .update_steps import (
 )
 
 
-@triton.jit(do_not_specialize=["R", "K", "P"], do_not_specialize_on_alignment=["partials"])
+@triton.jit(do_not_specialize=["R", "K", "P"])
 def query_bwd_kernel(
     partials,  # [P, B, h, K, D_in + 1], of the gradient to the query
     slots,  # [B, K, D]

@@ -72,10 +72,10 @@ def weights_bwd_kernel(
 ):
     """Program (i, p): block i of the gradients, counted through all of them, over part p of the rows."""
     BLOCKS_D: tl.constexpr = (D + BLOCK - 1) // BLOCK
-    BLOCKS_E: tl.constexpr = (HE + BLOCK - 1) // BLOCK
+    BLOCKS_HE: tl.constexpr = (HE + BLOCK - 1) // BLOCK
     BLOCKS_V: tl.constexpr = (WIDTH_V + BLOCK - 1) // BLOCK
     BLOCKS_H: tl.constexpr = (H + BLOCK - 1) // BLOCK
-    AT_RECURRENT: tl.constexpr = BLOCKS_D * BLOCKS_E + BLOCKS_E * BLOCKS_V
+    AT_RECURRENT: tl.constexpr = BLOCKS_D * BLOCKS_HE + BLOCKS_HE * BLOCKS_V
     AT_HIDDEN: tl.constexpr = AT_RECURRENT + (0 if slots is None else BLOCKS_V * BLOCKS_D)
     AT_COLUMNS: tl.constexpr = AT_HIDDEN + (0 if hidden_rows is None else 2 * BLOCKS_H * BLOCKS_D)
     OUT_RECURRENT: tl.constexpr = D * HE + HE * WIDTH_V
@@ -85,11 +85,11 @@ def weights_bwd_kernel(
     first = i_part * rows
     last = tl.minimum(first + rows, M)
     p_out = grads + i_part.to(tl.int64) * (OUT_COLUMNS + C)
-    if i < BLOCKS_D * BLOCKS_E:
+    if i < BLOCKS_D * BLOCKS_HE:
         product_of_rows(slots_normed, d_query, p_out, i, first, last, D, HE, BLOCK, BM, PRECISION)
     elif i < AT_RECURRENT:
         p_out += D * HE
-        i -= BLOCKS_D * BLOCKS_E
+        i -= BLOCKS_D * BLOCKS_HE
         product_of_rows(weighted_mean, d_updates, p_out, i, first, last, HE, WIDTH_V, BLOCK, BM, PRECISION)
     elif i < AT_HIDDEN:
         if slots is not None:

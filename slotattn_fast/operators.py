@@ -37,7 +37,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """The slots after every iteration [T, B, K, D], and E [T, B, h, K, D_in + 1], which gets no gradient.
 
-    Both are in the precision of the computation and kept for the backward pass, so that a user is to be given copies.
+    Both are in the precision of the computation and kept for the backward pass, so users must get copies.
     Differentiable, a second time by `composite`.
     """
     if _direct(inputs, slots, w.query):

@@ -232,10 +232,16 @@ def test_a_commit_with_changes_is_dirty(tmp_path: Path, monkeypatch: pytest.Monk
     assert conditions.commit() == "unknown"
     git("init")
     (tmp_path / "file").write_text("before")
-    git("add", "file")
+    (tmp_path / "benchmarks").mkdir()
+    for page in conditions.PAGES:
+        page.write_text("before")
+    git("add", "file", *map(str, conditions.PAGES))
     git("commit", "-m", "first")
     clean = conditions.commit()
     assert not clean.endswith("-dirty")
+    for page in conditions.PAGES:
+        page.write_text("of a table that was written")
+    assert conditions.commit() == clean
     (tmp_path / "file").write_text("after")
     assert conditions.commit() == f"{clean}-dirty"
     monkeypatch.setenv("PATH", "")

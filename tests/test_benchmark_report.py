@@ -119,6 +119,17 @@ def test_the_committed_records_of_a_gpu_can_be_reported(tmp_path: Path) -> None:
         assert path.read_text() == (results / path.name).read_text()
 
 
+def test_the_summary_of_the_gpus_times_goes_into_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = (conditions.RESULTS / "gpu-time.json").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    conditions.RESULTS.mkdir(parents=True)
+    page, path = conditions.PAGES[0], conditions.RESULTS / "gpu-time.json"
+    path.write_bytes(record)
+    page.write_text("<!-- gpu-time.md --><!-- end of gpu-time.md -->")
+    report.gpu_report(conditions.RESULTS)
+    assert page.read_text() == f"<!-- gpu-time.md -->\n{gpu_table.summary(load(path), path)}<!-- end of gpu-time.md -->"
+
+
 def test_the_pages_show_what_is_in_the_results() -> None:
     shown = {}
     for page in conditions.PAGES:

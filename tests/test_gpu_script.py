@@ -391,6 +391,20 @@ def test_candidates_run_and_a_wrong_one_is_not_timed(monkeypatch: pytest.MonkeyP
     assert "off by" in found["rows"][1][NOT_MEASURED]
 
 
+def test_a_candidate_that_fails_while_it_is_timed_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(calls: dict[str, measure.Call], rounds: int, failures: dict[str, str]) -> dict[str, list[float]]:
+        failures["1"] = "RuntimeError: illegal address"
+        return {name: [1.0, 2.0, 3.0] for name in calls if name != "1"}
+
+    monkeypatch.setattr(gpu_tune, "milliseconds", timed)
+    rows = gpu_tune.tune((2, 70, 3), "forward", True, 60)["rows"]
+    assert [(row.get("ms"), row.get(NOT_MEASURED)) for row in rows] == [
+        (2.0, None),
+        (None, "RuntimeError: illegal address"),
+        (2.0, None),
+    ]
+
+
 def test_candidates_are_timed_in_graphs_while_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A launch takes the CPU longer than the kernel the device."""
     graphs, now = [], 0.0

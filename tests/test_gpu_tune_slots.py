@@ -50,5 +50,5 @@ def test_report() -> None:
     rows = [row | {"us": 5.0, "us_cold": 6.5, "error": 2e-7}, row | {NOT_MEASURED: "OutOfResources"}]
     record = {"64 x 7 x 8 update_fwd": {"found": {"rows": rows, "allowed": 1e-6}, "conditions": HERE}}
     text = gpu_tune_slots.report(record)
-    assert "| 64 x 7 x 8 update_fwd | tf32 | 16 | 64 | 8 | 2 | True | 5.00 | 6.50 | 2.0e-07 | 1.0e-06 |" in text
+    assert "| 64 x 7 x 8 update_fwd | tf32 | 16 | 64 | 8 | 8 | 2 | True | 5.00 | 6.50 | 2.0e-07 | 1.0e-06 |" in text
     assert "not measured OutOfResources" in text

@@ -67,6 +67,7 @@ def test_every_kernel_is_launched() -> None:
 
 
 def test_a_batch_of_another_size_compiles_nothing() -> None:
+    """Where the partial sums that are loaded at once are as many, and the statistics of an image as well aligned."""
     first, *others = compiled("-c", COMPILED).split()
     assert 10 < int(first) < 20
     assert others == [first] * 3

@@ -2,7 +2,6 @@
 transposed one in particular, depends on the sizes of its blocks."""
 
 import itertools
-import math
 from typing import Any, NamedTuple
 
 import pytest
@@ -105,6 +104,7 @@ def test_registers_are_limited_where_inputs_are_copied_16_bytes_at_a_time(monkey
     for other in (x[..., 1:65], torch.zeros_like(x[..., :24]), torch.zeros_like(x)[:, :, :63].contiguous()):
         assert limit(other) is None
     assert limit(torch.zeros(2, 64, 40, dtype=torch.bfloat16, device=DEVICE).mT) is None  # 40 is no multiple of 16
+    assert limit(torch.zeros(2, 40, 64, 16, dtype=torch.bfloat16, device=DEVICE)[..., 8]) is None  # none lie together
 
 
 @pytest.mark.parametrize(
@@ -113,16 +113,15 @@ def test_registers_are_limited_where_inputs_are_copied_16_bytes_at_a_time(monkey
 )
 def test_programs_wait_for_as_little_as_can_be(B: int, tiles: int, splits: int) -> None:
     """528 programs at a time, of which the last are few; and the update that adds up their sums waits too."""
-    at_once = 4 * MULTIPROCESSORS
-
-    def waits(splits: int) -> int:
-        rounds, blocks = math.ceil(splits * B / at_once), math.ceil(tiles / splits)
-        return rounds * (blocks + 1) + math.ceil(splits / 8)
-
-    assert fewest_waits(B, tiles, at_once) == splits
-    assert waits(splits) == min(map(waits, range(1, tiles + 1)))
+    assert fewest_waits(B, tiles, 4 * MULTIPROCESSORS, 1) == splits
     config = attend_config(B, 128 * tiles, 64, 7, 1, 2, MULTIPROCESSORS, "forward")
-    assert (config.block_n, config.blocks) == (128, math.ceil(tiles / splits))
+    assert (config.block_n, config.blocks) == (128, -(-tiles // splits))
+
+
+def test_many_slots_are_split_less() -> None:
+    """As a program then reads and writes more than its inputs."""
+    assert attend_config(192, 4096, 64, 7, 1, 2, MULTIPROCESSORS, "inputs").splits == 8
+    assert attend_config(192, 4096, 64, 64, 1, 2, MULTIPROCESSORS, "inputs").splits == 5
 
 
 @pytest.mark.parametrize("entry", [parameter(entry) for entry in TABLE + ELSEWHERE + NOT_ALIGNED])

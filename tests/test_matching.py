@@ -327,9 +327,11 @@ def test_arguments_ahead_of_time_are_those_of_the_launch(row: Row, monkeypatch: 
         kernel = matching_ops.match_kernel
 
         def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            return lambda *given, num_warps, **rest: launches.append(
-                (grid, {"num_warps": num_warps}, inspect.signature(self.kernel.fn).bind(*given, **rest).arguments)
-            )
+            def launch(*given: Any, num_warps: int, enable_fp_fusion: bool, **rest: Any) -> None:
+                options = {"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion}
+                launches.append((grid, options, inspect.signature(self.kernel.fn).bind(*given, **rest).arguments))
+
+            return launch
 
     monkeypatch.setattr(matching_ops, "match_kernel", Recorder())
     monkeypatch.setattr(matching_ops, "WARP_SIZE", 64 if row.target == "gfx942" else 32)
