@@ -156,8 +156,8 @@ def attend_launch(case: Case, dtype: str, target: str, which: str = "forward") -
     multiprocessors = TARGETS[target].multiprocessors
     sizes = (B, N, D_in, K, case.heads, ITEMSIZE[dtype], multiprocessors)
     launch, device = kernel_module("launch"), TARGETS[target]
-    stride_n, stride_d = (1, N) if case.nchw else (D_in, 1)
-    aligned = all(stride == 1 or stride % 16 == 0 for stride in (N * D_in, stride_n, stride_d))
+    strides = (N * D_in, 1, N) if case.nchw else (N * D_in, D_in, 1)
+    aligned = launch.is_aligned(0, strides)  # as an allocation of PyTorch's
     config = launch.attend_config(*sizes, which, target == "sm_90", aligned)
     query_bytes = launch.query_bytes(device.shared_limit) if device.backend == "cuda" else launch.MAX_QUERY_BYTES
     at_once = launch.iterations_at_once(config, ITEMSIZE[dtype], query_bytes)
@@ -171,7 +171,7 @@ def attend_launch(case: Case, dtype: str, target: str, which: str = "forward") -
         **dict.fromkeys(("offset", "norm_eps"), case.scalars),
         **blocking,
     }
-    arguments |= {"stride_xb": N * D_in, "stride_xn": stride_n, "stride_xd": stride_d}
+    arguments |= dict(zip(("stride_xb", "stride_xn", "stride_xd"), strides, strict=True))
     arguments |= {"B": B, "N": N, "K": K, "heads": case.heads, "blocks": config.blocks, "splits": config.splits}
     arguments |= {"D_IN": D_in, "T": min(case.T, at_once), "ADD": False, "NORM": case.norm}
     arguments |= {"BY_DOT": config.by_dot}

@@ -226,8 +226,8 @@ def put_into_pages(name: str, table: str) -> None:
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     with locked(RESULTS / LOCK, None):
-        for page in PAGES:
-            before, _, rest = page.read_text().partition(begin) if page.exists() else ("", "", "")
+        for page in filter(Path.exists, PAGES):
+            before, _, rest = page.read_text().partition(begin)
             _, found, after = rest.partition(end)
             if found:
                 write_text(page, f"{before}{begin}\n{table}{end}{after}")

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -94,21 +95,22 @@ def train(
             sys.exit(f"{start}: got the archive of {other}, expected one of {asked}; ask for what it is of")
         first, before = newest_step(run), pieces(run)
 
-        def keep() -> None:
-            last = newest_step(run)
+        def keep() -> tuple[int, float | None]:
+            last, images = newest_step(run), images_per_second(run, first)
             steps = {"from_step": first, "to_step": last}
-            speed = {"images_per_second": images_per_second(run, first), "seconds": round(time.monotonic() - began, 1)}
+            speed = {"images_per_second": images, "seconds": round(time.monotonic() - began, 1)}
             (run / CONDITIONS).write_text(json.dumps([*before, {**here, **steps, **speed}], indent=1) + "\n")
             pack(run, archive, last)
+            return last, images
 
         try:
-            with terminated_after(60 * minutes - (time.monotonic() - began)), repeated(keep, KEEP_EVERY):
+            with terminated_after(60 * minutes - (time.monotonic() - began)), repeated(keep, KEEP_EVERY, KEEP_EVERY):
                 train_run(run, config)
         except Stopped:
             pass
         finally:  # whatever ended it, the newest checkpoint is worth keeping
-            keep()
-        complete, last, images = is_complete(run), newest_step(run), pieces(run)[-1]["images_per_second"]
+            last, images = keep()
+        complete = is_complete(run)
     print(f"{archive}: step {last} of {config.steps}, {images} images/s; {'complete' if complete else 'not complete'}")
     if (size := archive.stat().st_size) > LIMIT:
         sys.exit(f"{archive}: {size / 2**20:.1f} MiB, expected at most {LIMIT / 2**20:.0f}; draw fewer pictures")
@@ -121,45 +123,36 @@ def terminated_after(seconds: float) -> Iterator[None]:
 
     It stops the training at its next step. Where none is under way, before and after its loop, it does nothing.
     """
-    over = threading.Event()
-
-    def send() -> None:
-        wait = max(seconds, 0.0)
-        while not over.wait(wait):
-            os.kill(os.getpid(), signal.SIGTERM)
-            wait = AGAIN
-
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
-    sender = threading.Thread(target=send)
-    sender.start()
     try:
-        yield
+        with repeated(partial(os.kill, os.getpid(), signal.SIGTERM), AGAIN, max(seconds, 0.0)):
+            yield
     finally:
-        over.set()
-        sender.join()
         signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
-def repeated(keep: Callable[[], None], every: float) -> Iterator[None]:
-    """Calls `keep` in a thread every so many seconds until the block ends.
+def repeated(act: Callable[[], object], every: float, first: float) -> Iterator[None]:
+    """Calls `act` in a thread after `first` seconds, and again every so many, until the block ends.
 
     A file that the block removes or writes meanwhile is left to the next time.
     """
     over = threading.Event()
 
     def work() -> None:
-        while not over.wait(every):
+        wait = first
+        while not over.wait(wait):
+            wait = every
             with suppress(OSError, ValueError, TypeError):  # also half a line of metrics.csv
-                keep()
+                act()
 
-    keeper = threading.Thread(target=work)
-    keeper.start()
+    worker = threading.Thread(target=work)
+    worker.start()
     try:
         yield
     finally:
         over.set()
-        keeper.join()
+        worker.join()
 
 
 def newest_step(run: Path) -> int:

@@ -1,5 +1,6 @@
 """How the kernels are launched: a pure function of shapes, dtype and device, never of a measurement at run time."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ def attend_config(
 ) -> AttendConfig:
     """The launch for B images of N inputs of D_in elements of `itemsize` bytes, K slots and `heads` heads.
 
-    `hopper` as `device.hopper` has it; `aligned`: whether Triton copies 16 bytes of inputs at a time.
+    `hopper` as `device.hopper` has it, `aligned` as `is_aligned`.
 
     `which` is "first" (the forward of the first iteration, which has a block in registers too), "forward" (of the
     others), "map" (the attention, a block a program), "query" (backward, to the queries alone) or "inputs" (its last
@@ -103,6 +104,14 @@ def attend_config(
         num_stages=num_stages,
         max_registers=max_registers,
     )
+
+
+def is_aligned(address: int, strides: Sequence[int]) -> bool:
+    """Whether Triton copies 16 bytes of inputs [B, N, D_in] at a time.
+
+    It knows of an argument whether it is 1, or divisible by 16; and copies along N or D_in, where that has stride 1.
+    """
+    return 1 in strides[1:] and all(x == 1 or x % 16 == 0 for x in (address, *strides))
 
 
 def fewest_waits(B: int, tiles: int, at_once: int, ends: float) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 from .arguments import Settings
 from .attend import attend_bwd_kernel, attend_fwd_kernel, attend_map_kernel
 from .device import hopper, multiprocessors, query_bytes
-from .launch import AttendConfig, attend_config, iterations_at_once
+from .launch import AttendConfig, attend_config, is_aligned, iterations_at_once
 
 
 def attend_forward(
@@ -122,7 +122,5 @@ def attend_map(
 def _config(inputs: Tensor, K: int, heads: int, which: str) -> AttendConfig:
     B, N, D_in = inputs.shape
     device, sizes = inputs.device, (B, N, D_in, K, heads, inputs.element_size())
-    # What Triton knows of arguments: whether they are 1, or divisible by 16.
-    strides = inputs.stride()
-    aligned = 1 in strides[1:] and all(x == 1 or x % 16 == 0 for x in (inputs.data_ptr(), *strides))
+    aligned = is_aligned(inputs.data_ptr(), inputs.stride())
     return attend_config(*sizes, multiprocessors(device), which, hopper(device), aligned)

@@ -153,7 +153,7 @@ def test_a_file_that_vanishes_while_it_is_packed_is_left_to_the_next_time() -> N
         time.sleep(0.05)
         ended.append(1)
 
-    with gpu_train.repeated(keep, 0.001):
+    with gpu_train.repeated(keep, 0.001, 0.001):
         while len(begun) < 4:
             time.sleep(0.001)
     assert len(ended) == len(begun) - 3 >= 1
