@@ -226,8 +226,7 @@ def slots_launch(case: Case, dtype: str, target: str, precision: str = "tf32x3")
         "UNROLL": config.unroll,
         "PREFETCH": config.prefetch,
     }
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **kernel_module("launch").FUSED}
-    return Launch(arguments, options, 0)
+    return Launch(arguments, kernel_module("launch").options(config), 0)
 
 
 def weights_launch(case: Case, dtype: str, target: str, precision: str = "tf32x3") -> Launch:
@@ -245,8 +244,7 @@ def weights_launch(case: Case, dtype: str, target: str, precision: str = "tf32x3
         "BM": config.block_rows,
         "PRECISION": config.precision,
     }
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **kernel_module("launch").FUSED}
-    return Launch(arguments, options, 0)
+    return Launch(arguments, kernel_module("launch").options(config), 0)
 
 
 def on_chip_launch(case: Case, dtype: str, target: str) -> Launch:

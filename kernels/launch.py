@@ -39,10 +39,8 @@ class AttendConfig(NamedTuple):
             "BLOCK_D": self.block_d,
             "BLOCK_H": self.block_h,
             "BLOCK_K": self.block_k,
-            "num_warps": self.num_warps,
-            "num_stages": self.num_stages,
             **({} if self.max_registers is None else {"maxnreg": self.max_registers}),  # AMD's backend has none
-            **FUSED,
+            **options(self),
         }
 
 
@@ -219,6 +217,11 @@ def weights_config(
     # Shared memory for two programs a multiprocessor
     num_stages = 2 if precision == "tf32" else 3
     return WeightsConfig(precision, block, block_rows, blocks, parts, rows, 256 // warp_size, num_stages)
+
+
+def options(config: AttendConfig | UpdateConfig | WeightsConfig) -> dict[str, Any]:
+    """The options of a launch, keyword arguments beside those of the kernel."""
+    return {"num_warps": config.num_warps, "num_stages": config.num_stages, **FUSED}
 
 
 def update_serves(D: int, D_in: int, hidden: int | None, heads: int) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from .absorb import absorb_bwd_kernel, absorb_fwd_kernel
 from .arguments import Projections, Settings, Weights
 from .device import WARP_SIZE, hopper, multiprocessors, precision
-from .launch import FUSED, ON_CHIP_INPUTS, UpdateConfig, fits_on_chip, update_config, weights_config
+from .launch import ON_CHIP_INPUTS, UpdateConfig, fits_on_chip, options, update_config, weights_config
 from .onchip import on_chip_fwd_kernel
 from .update import query_fwd_kernel, update_fwd_kernel
 from .update_backward import query_bwd_kernel, update_bwd_kernel
@@ -24,7 +24,7 @@ def absorb(p: Projections, heads: int, scale: float) -> tuple[Tensor, Tensor, Te
     absorb_fwd_kernel[(-(-max(D + 1, width_v) // c.block_rows), heads, 2)](
         *p, query, query_bias, value, scale, *sizes,
         c.block_rows, c.block_inputs, c.block_chunk, c.precision,
-        num_warps=c.num_warps, num_stages=c.num_stages, **FUSED,
+        **options(c),
     )  # fmt: skip
     return query, query_bias, value
 
@@ -41,7 +41,7 @@ def absorb_backward(
     absorb_bwd_kernel[(programs, heads, 2)](
         d_query.contiguous(), d_query_bias.contiguous(), d_value.contiguous(), *p, *grads._replace(norm_input=parts),
         scale, *sizes, c.block_rows, c.block_inputs, c.block_chunk, c.precision,
-        num_warps=c.num_warps, num_stages=c.num_stages, **FUSED,
+        **options(c),
     )  # fmt: skip
     return grads._replace(norm_input=None if parts is None else parts.sum(0))
 
@@ -61,7 +61,7 @@ def first_query(slots: Tensor, w: Weights, s: Settings, query: Tensor, dtype: to
     query_fwd_kernel[_grid(B * K, c)](
         slots, query, w.query, w.query_bias, w.norm_slots, B * K, K, s.norm_eps,
         D, D_in, s.heads, c.block_rows, c.block_slots, c.block_inputs, c.block_chunk, c.precision,
-        num_warps=c.num_warps, num_stages=c.num_stages, **FUSED,
+        **options(c),
     )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def update(
         w.norm_pre_ff, w.hidden, w.hidden_bias, w.out, w.out_bias,
         B * K, K, P, _eps_in_divisor(s), s.norm_eps, s.aggregation == "mean", D, D_in, hidden, s.heads,
         c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, c.prefetch, c.precision,
-        num_warps=c.num_warps, num_stages=c.num_stages, **FUSED,
+        **options(c),
     )  # fmt: skip
 
 
@@ -155,9 +155,7 @@ def forward_on_chip(
             BC=c.block_chunk,
             NORM=s.norm_inputs,
             PRECISION=c.precision,
-            num_warps=c.num_warps,
-            num_stages=c.num_stages,
-            **FUSED,
+            **options(c),
         )
 
 
@@ -240,7 +238,7 @@ def update_backward(
         t, B * K, K, P, *d_new.stride(), _eps_in_divisor(s), s.norm_eps, s.aggregation == "mean",
         D, D_in, hidden, s.heads, rows.column_sums.shape[-1],
         c.block_rows, c.block_slots, c.block_inputs, c.block_hidden, c.block_chunk, c.unroll, c.prefetch, c.precision,
-        num_warps=c.num_warps, num_stages=c.num_stages, **FUSED,
+        **options(c),
     )  # fmt: skip
 
 
@@ -274,7 +272,7 @@ def first_query_backward(
         rows.slots_normed, rows.d_query, rows.column_sums,
         B * K, K, P, s.norm_eps, D, D_in, s.heads, rows.column_sums.shape[-1],
         c.block_rows, c.block_slots, c.block_inputs, c.block_chunk, c.unroll, c.precision,
-        num_warps=c.num_warps, num_stages=c.num_stages, **FUSED,
+        **options(c),
     )  # fmt: skip
 
 
@@ -294,7 +292,7 @@ def weight_gradients(rows: Rows, w: Weights, dtype: torch.dtype = torch.float32)
     weights_bwd_kernel[(c.blocks, c.parts)](
         *rows, parts, T * R, c.rows, S, -(-S // c.parts),
         D, HE, width_v, H, C, c.block, c.block_rows, c.precision,
-        num_warps=c.num_warps, num_stages=c.num_stages, **FUSED,
+        **options(c),
     )  # fmt: skip
     found = iter(parts.sum(0).split(widths))
     query, value = (next(found).view(shape) for shape in products[:2])
