@@ -4,7 +4,7 @@ gpu_tune_slots.py does the same for the kernels over the slots, gpu_orders.py fo
 For each shape and each `which` of launch.py, every combination of BLOCK_N, warps, stages, most registers of a thread
 and programs a multiprocessor is held against the sums of the table's own configuration and timed as a CUDA graph,
 interleaved with it; so is that configuration with the other way to a block outside of dots. bfloat16, D_in = 64, T = 3.
-The compiler takes most of the time: what it has not come to in SECONDS is not tried.
+The compiler takes most of the time: what SECONDS do not suffice for is not tried.
 """
 
 import itertools
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import gpu_orders, gpu_table, gpu_tune_slots
+from .compile_ahead import compile_ahead
 from .gpu_record import UNFINISHED, Found, Part, Record, described, why_unfinished
 from .measure import Call, in_graph, milliseconds, on_gpu
 from .patched import patched
@@ -27,7 +28,7 @@ PASSES = ("first", "forward", "query", "inputs")
 TILED = ("first", "inputs")  # those that need a block outside of dots
 BLOCKS, WARPS, STAGES, PROGRAMS = (128, 64, 256, 32), (4, 8), (3, 2), (2, 3, 4, 8)
 REGISTERS = (None, 128, 168) if torch.version.hip is None else (None,)  # 4 and 3 programs of 4 warps on sm_90
-SECONDS = 60.0  # of a part, compiling
+SECONDS = 60.0  # of a part, compiling and checking
 GAIN = 1.03  # less is noise
 SHOWN = "block, warps, stages, splits, most registers, by dot"
 TOY_SIZES, TOY_CANDIDATES = ((2, 70, 3),), 2
@@ -76,14 +77,16 @@ def tune(size: tuple[int, int, int], which: str, toy: bool, seconds: float) -> F
     configs = candidates(base, B, N, multiprocessors, which)[: 1 + TOY_CANDIDATES if toy else None]
     call = problem(size, which, device)
     expected = [x.clone() for x in configured(call, base)()]
-    rows, calls, until = [], {}, time.monotonic() + min(SECONDS, 0.6 * seconds)
-    for number, config in enumerate(configs):
+    own_calls = [configured(call, config) for config in configs]
+    seconds = min(SECONDS, 0.6 * seconds)
+    rows, calls, until = [], {}, time.monotonic() + seconds
+    compile_ahead(own_calls, 0.5 * seconds)
+    for number, (config, own) in enumerate(zip(configs, own_calls, strict=True)):
         row: dict[str, Any] = config._asdict()
         rows.append(row)
         if time.monotonic() > until:
             row[NOT_MEASURED] = "no time left"
             continue
-        own = configured(call, config)
         try:
             found = own()
             error = row["error"] = max(((x - y).norm() / y.norm()).item() for x, y in zip(found, expected, strict=True))

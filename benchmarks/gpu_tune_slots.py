@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .compile_ahead import compile_ahead
 from .gpu_record import UNFINISHED, Found, Part, Record, why_unfinished
 from .measure import Call, captured, milliseconds, on_gpu
 from .patched import patched
@@ -75,14 +76,16 @@ def tune(size: tuple[int, int, int], kernel: str, toy: bool, seconds: float) -> 
     """Rows, one for each candidate: what it is, and microseconds or why there are none."""
     given = problem(size, kernel, torch.device("cuda" if on_gpu() else "cpu"))
     configs = candidates(size[2], kernel)[: TOY_CANDIDATES if toy else None]
+    own_calls = [configured(given.call, config) for config in configs]
+    compile_ahead(own_calls, 0.5 * seconds)
     rows, calls = [], {}
-    for number, config in enumerate(configs):
+    for number, (config, own) in enumerate(zip(configs, own_calls, strict=True)):
         row: dict[str, Any] = config._asdict()
         rows.append(row)
         try:
-            row["error"] = error(configured(given.call, config)(), given.exact)
+            row["error"] = error(own(), given.exact)
             if on_gpu():
-                for name, call in timed(configured(given.call, config), given.warm).items():
+                for name, call in timed(own, given.warm).items():
                     calls[f"{number} {name}"] = captured(call)
         except Exception as failure:  # too much shared memory, too many registers
             row[NOT_MEASURED] = failed(failure)
