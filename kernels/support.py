@@ -1,8 +1,10 @@
 """What the Triton kernels can serve. Triton is not imported here."""
 
 import os
+from collections.abc import Callable
 from functools import cache
 from importlib import metadata
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +19,8 @@ MAX_COLUMNS = 64  # slots times heads, both rounded up to powers of two
 MAX_MIXTURE_SLOTS = 64
 MAX_CHANNELS = 4  # of an image
 MAX_MATCHED = 64  # rows, and columns
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def why_not(
@@ -88,13 +92,34 @@ def _why_not_dtype(name: str, dtype: torch.dtype) -> str | None:
     return None if dtype in DTYPES else f"the {name} are {dtype}, and the kernels compute in float32"
 
 
-@torch.compiler.assume_constant_result
+def triton_version() -> str | None:
+    """The installed Triton's, which is not imported for it; None if there is none.
+
+    PyTorch's builds for ROCm bring it under another name than "triton".
+    """
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        names = metadata.packages_distributions().get("triton")
+        return metadata.version(names[0]) if names else None
+
+
+def _constant(function: F) -> F:
+    """A constant for torch.compile, which does not look into the function.
+
+    Like torch.compiler.assume_constant_result, which imports torch._dynamo: that takes longer than all the rest here.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
 def _limits(device: torch.device) -> tuple[tuple[int, int] | None, int]:
     """Of `device.py`, which torch.compile cannot trace."""
     return devices.capability(device), devices.query_bytes(device)
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _why_no_triton() -> str | None:
     """The same as below, which torch.compile would trace otherwise; that of PyTorch 2.11 cannot."""
     return _why_not_installed()
@@ -103,9 +128,8 @@ def _why_no_triton() -> str | None:
 @cache
 def _why_not_installed() -> str | None:
     wanted = ".".join(map(str, MINIMUM_TRITON))
-    try:
-        version = metadata.version("triton")
-    except metadata.PackageNotFoundError:
+    version = triton_version()
+    if version is None:
         return f"Triton is not installed, and the kernels need {wanted} or newer"
     if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_TRITON:
         return f"Triton {version} is installed, and the kernels need {wanted} or newer"

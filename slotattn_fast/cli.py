@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error}{'; when that is mended the same command goes on' * _goes_on(command)}", 1)
     except (RunError, DataError) as error:
         return _fail(error, 1)
+    except (MemoryError, RuntimeError) as error:
+        return _fail(_told(error, "out of memory"), 1)
     except KeyboardInterrupt:
         return _fail("interrupted" + "; the same command goes on" * _goes_on(command), 130)
 
@@ -121,7 +123,7 @@ def _train_anew(command: Train) -> int:
 def _train(run: Path, **given: Any) -> int:
     """Trains a run; `given` as `train.run.configuration` takes it."""
     from slotattn_fast.report.tables import evaluation_line
-    from slotattn_fast.train.environment import is_out_of_memory, resolve_device
+    from slotattn_fast.train.environment import resolve_device
     from slotattn_fast.train.loop import Stopped
     from slotattn_fast.train.processes import is_first
     from slotattn_fast.train.run import configuration, train
@@ -140,12 +142,13 @@ def _train(run: Path, **given: Any) -> int:
         return _fail(f"{stopped}; {go_on}", code) if is_first() else code
     except KeyboardInterrupt:
         return _fail(f"interrupted; {go_on}", 130)
+    except BrokenPipeError as error:
+        _fail(f"{error}; {go_on}", _CLOSED_PIPE)
+        raise
     except OSError as error:
         return _fail(f"{error}; when that is mended, {go_on}", 1)
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return _fail(f"out of memory; train anew with a smaller --batch-size or model ({_first_line(error)})", 1)
+        return _fail(_told(error, "out of memory; train anew with a smaller --batch-size or model"), 1)
     if result is not None:
         print(evaluation_line(str(run), result))
         print(*sorted(run.glob("*.png")), sep="\n")
@@ -164,8 +167,16 @@ def _print_info() -> None:
         print(f"{name:16} {value}")
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _told(error: MemoryError | RuntimeError, out_of_memory: str) -> str:
+    """What a user is told of it. Raises it if it is neither of the machine's memory nor of a backend that was named."""
+    from slotattn_fast.functional import BackendUnavailable
+    from slotattn_fast.train.environment import is_out_of_memory
+
+    if isinstance(error, BackendUnavailable):
+        return str(error)
+    if not is_out_of_memory(error):
+        raise error
+    return f"{out_of_memory} ({next(iter(str(error).strip().splitlines()), type(error).__name__)})"
 
 
 def _fail(message: object, code: int) -> int:

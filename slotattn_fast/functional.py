@@ -18,6 +18,10 @@ from .validation import NOT_ITERATED, autocast_enabled, check_settings, check_te
 BACKENDS = ("auto", "triton", "torch")
 
 
+class BackendUnavailable(RuntimeError):
+    """The backend that was named cannot serve a call."""
+
+
 class Backend(NamedTuple):
     """Which backend a call takes ("triton" or "torch"), and why."""
 
@@ -161,7 +165,9 @@ def choose(backend: str, device_type: str, why_not_triton: Callable[[], str | No
     reason = why_not_triton()
     if backend == "triton":
         if reason is not None:
-            raise RuntimeError(f'backend="triton" cannot serve this call: {reason}; use backend="auto" or "torch"')
+            raise BackendUnavailable(
+                f'backend="triton" cannot serve this call: {reason}; use backend="auto" or "torch"'
+            )
         return Backend("triton", "it was asked for")
     if reason is None and device_type == "cpu":
         reason = f"the {what} are on 'cpu', where Triton's interpreter serves tests and nobody else"

@@ -8,6 +8,7 @@ kernels. So where no compiler or dispatch mode has to see the operator, its func
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -23,6 +24,7 @@ from .kernels.arguments import Projections, Settings, Weights
 from .kernels.device import on_its_device
 from .kernels.launch import update_serves
 from .torch_backend import attention_maps, composite
+from .validation import autocast_enabled
 
 KEPT = {"torch": ("sums",), "triton": ("sums", "queries", "stats")}
 
@@ -193,16 +195,19 @@ def gradients_of(
     create_graph: bool,
 ) -> list[Tensor | None]:
     """The gradients of `composite(*tensors)` to those tensors that need one, by running it under autograd."""
-    with torch.enable_grad():
-        # Aliases, so that no path leads from one of the tensors to another by the graph that made it.
-        tensors = tuple(None if x is None else x.view_as(x) for x in tensors)
-        outputs = composite(*tensors)
-    wanted = [x for x, need in zip(tensors, needs, strict=True) if need]
-    pairs = [(x, d) for x, d in zip(outputs, d_outputs, strict=True) if x.requires_grad]
-    if not pairs:  # after no iteration at all
-        return [None] * len(needs)
-    outputs, d_outputs = zip(*pairs, strict=True)
-    grads = iter(torch.autograd.grad(outputs, wanted, d_outputs, create_graph=create_graph, allow_unused=True))
+    # As in a call, autocast must not reach the arithmetic here.
+    given = d_outputs[0]
+    with torch.autocast(given.device.type, enabled=False) if autocast_enabled(given) else nullcontext():
+        with torch.enable_grad():
+            # Aliases, so that no path leads from one of the tensors to another by the graph that made it.
+            tensors = tuple(None if x is None else x.view_as(x) for x in tensors)
+            outputs = composite(*tensors)
+        wanted = [x for x, need in zip(tensors, needs, strict=True) if need]
+        pairs = [(x, d) for x, d in zip(outputs, d_outputs, strict=True) if x.requires_grad]
+        if not pairs:  # after no iteration at all
+            return [None] * len(needs)
+        outputs, d_outputs = zip(*pairs, strict=True)
+        grads = iter(torch.autograd.grad(outputs, wanted, d_outputs, create_graph=create_graph, allow_unused=True))
     return [next(grads) if need else None for need in needs]
 
 

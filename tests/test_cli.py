@@ -22,7 +22,7 @@ from tiny import SIZES
 import slotattn_fast
 from slotattn_fast import cli
 from slotattn_fast.cli_train import Resume
-from slotattn_fast.train import discovery, run_data, run_folder
+from slotattn_fast.train import discovery, evaluation, run_data, run_folder
 from slotattn_fast.train import run as run_module
 
 TINY = ["--steps", "3", "--batch-size", "2"]
@@ -281,6 +281,41 @@ def test_triton_where_it_cannot_run(
     assert _train(tmp_path / "runs", "x", "--backend", "triton") == 1
     assert "Triton kernels need" in _one_line(capsys)
     assert _files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "options", [["--num-slots", "70"], ["--softmax-over", "inputs", "--aggregation", "sum"]], ids=["slots", "softmax"]
+)
+def test_triton_where_it_cannot_serve_the_model(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _train(tmp_path / "runs", "x", "--backend", "triton", *options) == 1
+    assert 'backend="triton" cannot serve this call' in _one_line(capsys)
+    assert _files(tmp_path) == []
+
+
+def test_evaluation_where_the_run_s_backend_cannot_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["model"]["backend"] = "triton"
+    (copy / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert cli.main(["eval", str(copy), "--device", "cpu"]) == 1
+    assert 'backend="triton" cannot serve this call' in _one_line(capsys)
+
+
+def test_too_little_memory_to_evaluate(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")
+
+    monkeypatch.setattr(evaluation, "evaluate", fails)
+    assert cli.main(["eval", str(run)]) == 1
+    assert _one_line(capsys).startswith("slotattn: out of memory (DefaultCPUAllocator")
 
 
 def test_resume_of_a_complete_run_changes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

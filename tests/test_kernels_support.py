@@ -10,6 +10,7 @@ from slotattn_fast.kernels import support
 from slotattn_fast.kernels.launch import MAX_QUERY_BYTES, query_bytes
 
 from slotattn_fast import SlotAttention, explain_backend
+from slotattn_fast.train.environment import installed_version
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +124,23 @@ def test_triton_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(metadata, "packages_distributions", dict)
     assert support.why_not(*SERVED) == "Triton is not installed, and the kernels need 3.6 or newer"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_triton_of_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"pytorch-triton-rocm": "3.5.1"}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"triton": ["pytorch-triton-rocm"]})
+    assert support.why_not(*SERVED) == "Triton 3.5.1 is installed, and the kernels need 3.6 or newer"
+    assert installed_version("triton") == "3.5.1"
 
 
 @pytest.mark.usefixtures("gpu")

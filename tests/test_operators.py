@@ -115,6 +115,22 @@ def test_no_gradient_at_all(backend: str) -> None:
     assert torch.autograd.grad(slots.sum(), inputs, create_graph=True, allow_unused=True) == (None,)
 
 
+@pytest.mark.parametrize(("backend", "return_attn"), [("torch", False), ("triton", False), ("triton", True)])
+def test_first_derivatives_inside_autocast_can_be_differentiated(backend: str, return_attn: bool) -> None:
+    module, slots_init = SlotAttention(3, 8, backend=backend), normal(2, 3, 8, seed=5).float()
+
+    def both(autocast: bool) -> list[Tensor]:
+        x = normal(2, 5, 8).float().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = module(x, slots_init=slots_init, return_attn=return_attn)
+            result = found[1] if return_attn else found
+            (first,) = torch.autograd.grad(result.square().sum(), x, create_graph=True)
+        return [first, *torch.autograd.grad(first.square().sum(), (x, module.to_q.weight))]
+
+    for found, expected in zip(both(True), both(False), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 @backends
 def test_what_has_no_gradient_gets_no_zeros(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     function, seen = operators._FUNCTIONS[backend], []

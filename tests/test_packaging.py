@@ -90,6 +90,18 @@ def test_import_brings_nothing_heavy(environment: Path, tmp_path: Path) -> None:
     assert not loaded & {"torch", "triton", "numpy", "scipy", "matplotlib", "lightning_fabric", "tensorboard"}
 
 
+def test_the_module_brings_no_compiler(environment: Path, tmp_path: Path) -> None:
+    """torch._dynamo takes longer to import than all the rest."""
+    code = """
+import sys, torch, slotattn_fast
+slotattn_fast.SlotAttention(3, 8)(torch.randn(2, 5, 8)).sum().backward()
+print(*sys.modules)
+"""
+    loaded = set(python(environment / "bin" / "python", code, tmp_path).split())
+    assert "slotattn_fast.operators" in loaded
+    assert not loaded & {"torch._dynamo", "torch._inductor", "triton"}
+
+
 @pytest.mark.parametrize("name", ["kernels", "reference"])
 def test_kernels_and_reference_import_nothing_of_the_package(name: str, environment: Path, tmp_path: Path) -> None:
     """Imports run one way."""

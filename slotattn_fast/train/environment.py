@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import slotattn_fast
+from slotattn_fast.kernels.support import triton_version
 from slotattn_fast.train.errors import RunError
 
 
@@ -49,6 +50,8 @@ def installed_version(package: str) -> str | None:
     """Of a package, None if it is not installed; of PyTorch with its build, which not every wheel's metadata tells."""
     if package == "torch":
         return str(torch.__version__)
+    if package == "triton":
+        return triton_version()
     try:
         return version(package)
     except PackageNotFoundError:

@@ -26,9 +26,9 @@ from slotattn_fast.train.tasks import task_of
 def create(config: TrainConfig, run: Path) -> None:
     """Makes the folder of a new run, ready for `train`.
 
-    Raises ValueError for a model or devices that cannot be had, `RunError` if the device is not there, the backend
-    cannot run on it, the data does not fit the model, or the folder exists already, and `DataError` for data that
-    cannot be used; nothing is written then.
+    Raises ValueError for a model or devices that cannot be had, `BackendUnavailable` if the backend cannot serve the
+    model on the device, `RunError` if the device is not there, the data does not fit the model, or the folder exists
+    already, and `DataError` for data that cannot be used; nothing is written then.
     """
     device, _ = check_devices(config)
     model = task_of(config).model_config()
@@ -36,10 +36,13 @@ def create(config: TrainConfig, run: Path) -> None:
     _require_trainable(config, device)
     shape = image_shape(config, model)
     require_fitting_images(config, shape, model, f"choose {_fitting_presets(config, shape)}")
-    try:
-        explain_backend(torch.empty(1, 1, 1, device=device), model.backend)
-    except RuntimeError as error:
-        raise RunError(str(error)) from error
+    explain_backend(
+        torch.empty(1, 1, model.encoder_channels, device=device),
+        model.backend,
+        num_slots=model.num_slots,
+        softmax_over=model.softmax_over,
+        aggregation=model.aggregation,
+    )
     run_folder.create(run, config, environment(device))
 
 
