@@ -100,6 +100,13 @@ def test_transposed_convolution_is_pytorchs_cropped(kernel_size, stride):
     torch.testing.assert_close(layer(small), full[..., crop : crop + 6 * stride, crop : crop + 5 * stride])
 
 
+def test_a_strided_transposed_convolution_gives_channels_last():
+    """On a GPU PyTorch's pixel shuffle does not, and every convolution after it would be in the slower order."""
+    maps = SameConvTranspose2d(3, 4, 5, 2)(torch.randn(2, 3, 6, 5))
+    assert maps.is_contiguous(memory_format=torch.channels_last)
+    assert not maps.is_contiguous()
+
+
 def test_initialisation_is_tensorflows():
     for layer, limit in (
         (SameConv2d(8, 16, 5), (6 / (25 * 24)) ** 0.5),

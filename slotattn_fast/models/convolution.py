@@ -39,8 +39,9 @@ class SameConvTranspose2d(nn.ConvTranspose2d):
     """Transposed convolution [B, C_in, H, W] -> [B, C_out, stride * H, stride * W]; the stride is at most the kernel.
 
     It is the transpose of `SameConv2d` on the larger map, so what that pads, this crops. Computed as a convolution
-    to stride^2 * C_out channels, one for each output pixel that falls on an input pixel, and a pixel shuffle: the same
-    sums, several times faster on a CPU than the strided kernels behind `torch.nn.functional.conv_transpose2d`.
+    to stride^2 * C_out channels, C_out for each output pixel that falls on an input pixel, and one copy that puts these
+    beside each other: the same sums, several times faster on a CPU than the strided kernels behind
+    `torch.nn.functional.conv_transpose2d`. The result of a strided one is in channels-last order.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
@@ -58,10 +59,20 @@ class SameConvTranspose2d(nn.ConvTranspose2d):
         trail = stride * taps - kernel_size - lead
         weight = F.pad(self.weight, (lead, trail, lead, trail))
         weight = weight.unflatten(3, (taps, stride)).unflatten(2, (taps, stride)).flip(2, 4)
-        weight = weight.permute(1, 3, 5, 0, 2, 4).flatten(0, 2)  # [C_out * stride^2, C_in, taps, taps]
-        bias = None if self.bias is None else self.bias.repeat_interleave(stride * stride)
+        weight = weight.permute(3, 5, 1, 0, 2, 4).flatten(0, 2)  # [stride^2 * C_out, C_in, taps, taps]
+        bias = None if self.bias is None else self.bias.repeat(stride * stride)
         out = F.conv2d(input, weight, bias, padding=reach)
-        return out if stride == 1 else F.pixel_shuffle(out, stride)  # which copies, even for 1
+        return out if stride == 1 else _shuffle(out, stride)
+
+
+def _shuffle(maps: Tensor, stride: int) -> Tensor:
+    """[B, stride^2 * C, H, W], phases of rows, of columns, then channels -> [B, C, stride * H, stride * W].
+
+    Unlike `torch.nn.functional.pixel_shuffle` it moves all channels of a pixel together, and in channels-last order on
+    every device.
+    """
+    phases = maps.permute(0, 2, 3, 1).unflatten(3, (stride, stride, -1))  # [B, H, W, stride, stride, C]
+    return phases.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 def init_glorot(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
