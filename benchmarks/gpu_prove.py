@@ -24,9 +24,19 @@ TESTS = {
     "launch table against float64": "tests/test_launch_table.py",
     "graphs, compiler, autocast, 100 runs, 2^31 elements": "tests/test_gpu.py",
     "the training step as a graph": "tests/test_step.py",
+    "scenes drawn and fed": "tests/test_feed.py",
 }
 # What pytest -k takes.
-TOY_TESTS = "plain or (bfloat16-query-16-wide-8-slots and not aligned) or graph or one-pixel or float32-offset-0-None"
+TOY_TESTS = " or ".join(
+    (
+        "plain",
+        "(bfloat16-query-16-wide-8-slots and not aligned)",
+        "graph",
+        "one-pixel",
+        "float32-offset-0-None",
+        "drawn_on",
+    )
+)
 SANITIZERS = ("memcheck", "racecheck")
 WORKERS = 16  # processes of pytest-xdist: most of the time goes into compiling kernels
 # Every test by name, whatever pyproject.toml says.

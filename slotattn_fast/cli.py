@@ -124,7 +124,7 @@ def _train(run: Path, **given: Any) -> int:
     """Trains a run; `given` as `train.run.configuration` takes it."""
     from slotattn_fast.report.tables import evaluation_line
     from slotattn_fast.train.environment import resolve_device
-    from slotattn_fast.train.loop import Stopped
+    from slotattn_fast.train.errors import Stopped
     from slotattn_fast.train.processes import is_first
     from slotattn_fast.train.run import configuration, train
 

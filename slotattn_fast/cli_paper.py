@@ -106,7 +106,7 @@ def _run(command: Paper, names: list[str], scale: Scale) -> int:
     from slotattn_fast.paper.report import write_report
     from slotattn_fast.paper.runner import asked_before, open_folder, run_all
     from slotattn_fast.paper.trainings import chosen, jobs, look_alikes
-    from slotattn_fast.train.loop import Stopped
+    from slotattn_fast.train.errors import Stopped
 
     seeds = SEEDS[scale] if command.seeds is None else command.seeds
     if not 1 <= seeds <= _MOST_SEEDS:

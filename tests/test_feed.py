@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slotattn_fast.data.feed import feed, step_indices
-from slotattn_fast.data.split import Split
+from slotattn_fast.data.split import Split, open_split
 
 CPU = torch.device("cpu")
 
@@ -120,3 +120,23 @@ def test_closing_ends_the_thread() -> None:
     (thread,) = set(threading.enumerate()) - before
     endless.close()
     assert not thread.is_alive()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("name", "scenes"), [("clevr", None), ("clevr-with-masks", 6), ("tetrominoes", None)])
+def test_scenes_drawn_on_a_gpu_are_those_of_a_cpu(name: str, scenes: int | None) -> None:
+    """Also while the training's stream is busy, which is not waited for."""
+    batches = {}
+    for device in (CPU, torch.device("cuda")):
+        split = open_split(name, "train", ["images"], device=device, scenes=scenes)
+        busy = torch.ones(4096, 4096, device=device) if device.type == "cuda" else None
+        with closing(feed(split, seed=0, batch_size=4, start=0, device=device)) as endless:
+            found = []
+            for batch in islice(endless, 4):
+                if busy is not None:
+                    for _ in range(20):
+                        busy = busy @ busy
+                found.append(batch["images"] + 0)
+            batches[device.type] = torch.cat(found).cpu()
+    torch.testing.assert_close(batches["cuda"], batches["cpu"], rtol=0, atol=0)

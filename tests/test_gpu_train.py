@@ -215,5 +215,5 @@ def test_all_that_decides_the_result_is_the_papers(preset: str) -> None:
     task = "property" if preset == "clevr10" else "discovery"
     config, paper = gpu_train.configuration(preset, 7, None, toy=False), PRESETS[task][preset]
     changed = {name for name, value in vars(config).items() if value != vars(paper)[name]}
-    assert changed == {"seed", "precision", "device", "cuda_graph", "image_every"}
+    assert changed == {"seed", "precision", "device", "cuda_graph", "image_every", "scenes"}
     assert (config.steps, config.batch_size) == ((150_000, 512) if task == "property" else (500_000, 64))

@@ -31,7 +31,7 @@ from slotattn_fast.paper.document import (
 )
 from slotattn_fast.paper.experiments import EXPERIMENTS
 from slotattn_fast.paper.trainings import jobs
-from slotattn_fast.train import discovery, loop, run_folder
+from slotattn_fast.train import discovery, errors, loop, run_folder
 from slotattn_fast.train.errors import RunError
 from slotattn_fast.train.setting import Setting
 
@@ -122,7 +122,7 @@ def test_a_stopped_run_goes_on(
     def stopped(run: Path, *rest: object) -> object:
         calls.append(run.name)
         if len(calls) == 2:
-            raise loop.Stopped(signal.SIGTERM, 1)
+            raise errors.Stopped(signal.SIGTERM, 1)
         return fit(run, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(runner, "train", stopped)

@@ -1,11 +1,14 @@
 """Several processes that share a run: the same training as by one, stopped together, refused before any work."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
 from dataclasses import replace
@@ -17,6 +20,7 @@ import torch.distributed
 import torch.multiprocessing
 from child import in_child
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from PIL import Image
 from tiny import SIZES
 from torch import Tensor
@@ -29,7 +33,7 @@ from slotattn_fast.models.discovery_config import DiscoveryConfig
 from slotattn_fast.train import checkpoint, processes
 from slotattn_fast.train.config import PRESETS
 from slotattn_fast.train.discovery import Discovery
-from slotattn_fast.train.errors import RunError
+from slotattn_fast.train.errors import RunError, Stopped
 from slotattn_fast.train.loop import fit
 from slotattn_fast.train.signals import StopSignal
 
@@ -285,7 +289,8 @@ def test_processes_of_several_machines_are_shared_among_them(monkeypatch: pytest
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     processes.connect(replace(CONFIG, batch_size=8))
-    assert (made["devices"], made["num_nodes"], made["strategy"], made["launched"]) == (2, 2, "ddp", True)
+    assert (made["devices"], made["num_nodes"], made["launched"]) == (2, 2, True)
+    assert isinstance(made["strategy"], DDPStrategy)
 
 
 @pytest.mark.parametrize(
@@ -316,3 +321,37 @@ def test_torchruns_processes_take_the_place_of_the_configured(monkeypatch: pytes
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     with pytest.raises(RunError, match="devices: got 1000"):
         processes.check_devices(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("backend", "error", "leaves"),
+    [
+        ("gloo", None, True),
+        ("gloo", RunError("a full disk"), True),
+        ("nccl", None, True),
+        ("nccl", Stopped(signal.SIGTERM, 3), True),
+        ("nccl", RunError("a full disk"), False),
+        ("nccl", KeyboardInterrupt(), False),
+    ],
+    ids=str,
+)
+def test_a_process_of_nccl_that_failed_alone_does_not_wait_for_the_others(
+    backend: str, error: BaseException | None, leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: done.append("left"))
+    monkeypatch.setattr(processes, "_SECONDS_TO_END", 0.1)
+    monkeypatch.setattr(processes, "_SECONDS_TO_NOTICE", 0.0)
+    ended = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda code: (done.append(f"ended with {code}"), ended.set()))
+    with contextlib.ExitStack() as stack:
+        if error is not None:
+            stack.enter_context(pytest.raises(type(error)))
+        stack.enter_context(processes.other_processes([], 1))
+        if error is not None:
+            raise error
+    if not leaves:
+        assert ended.wait(10)
+    assert done == (["left"] if leaves else ["ended with 1"])

@@ -25,8 +25,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from slotattn_fast.train import checkpoint, log, loop
 from slotattn_fast.train.config import PRESETS, TrainConfig, from_json
-from slotattn_fast.train.errors import RunError
-from slotattn_fast.train.loop import TRAIN_NOISE, Stopped, fit, seed_of
+from slotattn_fast.train.errors import RunError, Stopped
+from slotattn_fast.train.loop import TRAIN_NOISE, fit, seed_of
 from slotattn_fast.train.schedule import learning_rate
 from slotattn_fast.train.signals import StopSignal
 

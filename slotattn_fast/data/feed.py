@@ -3,8 +3,10 @@
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import lru_cache, partial
 from itertools import count
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from slotattn_fast.data.split import Split
 from slotattn_fast.data.synthetic.random import random_words
+
+T = TypeVar("T")
 
 _SHUFFLE = 1 << 32
 """The stream of a seed that shuffles; those of the generators are small numbers."""
@@ -34,8 +38,8 @@ def feed(
 
     A step's batch of `batch_size` scenes is cut into `world_size` equal parts, of which this gives the one of `rank`.
     Prepared scenes come in a new order each epoch, every scene once before any comes again; generated ones in the order
-    of their index. Reading goes on in one thread, two batches ahead, and leaves the other cores to the training; images
-    stay uint8 until they are on the device.
+    of their index. Reading goes on in one thread, two batches ahead, and leaves the other cores to the training; on a
+    GPU in a stream of its own, beside the training's. Images stay uint8 until they are on the device.
 
     Raises ValueError for a `batch_size` that the processes cannot share alike.
     """
@@ -45,25 +49,43 @@ def feed(
     mine = slice(rank * part, (rank + 1) * part)
 
     def read(step: int) -> dict[str, Tensor]:
-        batch = split.read(step_indices(step, batch_size, split.count, seed)[mine])
-        if device.type == "cuda":  # pinned, so that the copy can run beside the computation
-            batch = {key: value if value.is_cuda else value.pin_memory() for key, value in batch.items()}
-        return batch
+        return split.read(step_indices(step, batch_size, split.count, seed)[mine])
 
-    return _prefetched(read, start, device)
+    if device.type != "cuda":
+        return _prefetched(read, start)
+    return _from_stream(torch.cuda.Stream(device), read, start, device)
 
 
-def _prefetched(
-    read: Callable[[int], dict[str, Tensor]], start: int, device: torch.device
+def _from_stream(
+    stream: torch.cuda.Stream, read: Callable[[int], dict[str, Tensor]], start: int, device: torch.device
 ) -> Generator[dict[str, Tensor]]:
+    """Batches that are drawn and copied in `stream`, which does not wait for the training's steps."""
+
+    def copied(step: int) -> tuple[dict[str, Tensor], torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            batch = {key: x if x.is_cuda else x.pin_memory() for key, x in read(step).items()}
+            batch = {key: x.to(device, non_blocking=True) for key, x in batch.items()}
+            return batch, stream.record_event()
+
+    stream.wait_stream(torch.cuda.current_stream(device))  # for scenes that are kept there
+    with closing(_prefetched(copied, start)) as batches:
+        for batch, there in batches:
+            used_by = torch.cuda.current_stream(device)
+            used_by.wait_event(there)
+            for x in batch.values():
+                x.record_stream(used_by)  # so that its memory is not given out again before
+            yield batch
+
+
+def _prefetched(read: Callable[[int], T], start: int) -> Generator[T]:
     # PyTorch's number of threads belongs to the thread that sets it: the training keeps its own.
     background = ThreadPoolExecutor(1, initializer=partial(torch.set_num_threads, 1))
     try:
-        ahead: deque[Future[dict[str, Tensor]]] = deque(background.submit(read, start + i) for i in range(_AHEAD))
+        ahead: deque[Future[T]] = deque(background.submit(read, start + i) for i in range(_AHEAD))
         for step in count(start + _AHEAD):
             batch = ahead.popleft().result()
             ahead.append(background.submit(read, step))
-            yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+            yield batch
     finally:
         background.shutdown(cancel_futures=True)
 

@@ -87,7 +87,7 @@ def run_all(jobs: Sequence[Job], out: Path, device: Device | None) -> dict[str, 
     """Does every job, and returns why some could not be done, by the names of their runs.
 
     What is there already is not done again, a run that was stopped goes on, and one that another process is at is left
-    to it and waited for. Raises `loop.Stopped` and KeyboardInterrupt.
+    to it and waited for. Raises `Stopped` and KeyboardInterrupt.
     """
     failures: dict[str, str] = {}
     left, done, waiting = list(jobs), 0, False

@@ -62,10 +62,10 @@ class Discovery:
         """
         began = time.perf_counter()
         scores, errors = [], []
-        used = setting.of(self.config)
-        split = open_held_out(used, model.config, ["images", "labels"])
+        used, device = setting.of(self.config), _device(model)
+        split = open_held_out(used, model.config, ["images", "labels"], device)
         scenes = split.at_most(EVAL_SCENES)
-        for batch, generator in evaluation_batches(split, scenes, _device(model)):
+        for batch, generator in evaluation_batches(split, scenes, device):
             images = to_model(batch["images"], self.config.greyscale)
             output = model(images, num_slots=setting.num_slots, iters=setting.iters, generator=generator)
             scores.append(fg_ari(output.masks.squeeze(2).argmax(1), batch["labels"]))
@@ -122,8 +122,9 @@ class Discovery:
         self, model: ObjectDiscovery, setting: Setting, number: int
     ) -> tuple[Tensor, Tensor, torch.Generator]:
         """Images, true labels, and the source of their slot noise."""
-        split = open_held_out(setting.of(self.config), model.config, ["images", "labels"])
-        batch, generator = next(evaluation_batches(split, split.at_most(number), _device(model)))
+        device = _device(model)
+        split = open_held_out(setting.of(self.config), model.config, ["images", "labels"], device)
+        batch, generator = next(evaluation_batches(split, split.at_most(number), device))
         return to_model(batch["images"], self.config.greyscale), batch["labels"], generator
 
 

@@ -13,6 +13,8 @@ import slotattn_fast
 from slotattn_fast.kernels.support import triton_version
 from slotattn_fast.train.errors import RunError
 
+_OUT_OF_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED")
+
 
 def resolve_device(device: str) -> str:
     """ "cpu" or "cuda" for "auto", "cpu" or "cuda". Raises `RunError` if CUDA is asked for and there is none."""
@@ -40,9 +42,9 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch says of a CPU's memory, in a plain RuntimeError, that it "can't allocate memory"."""
+    """Also PyTorch's plain RuntimeErrors: of a CPU's memory, and of what CUDA's libraries and Triton could not have."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
     )
 
 

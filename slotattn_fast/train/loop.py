@@ -13,7 +13,6 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from signal import Signals
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from slotattn_fast.train import checkpoint
 from slotattn_fast.train.config import TrainConfig
-from slotattn_fast.train.errors import RunError
+from slotattn_fast.train.errors import RunError, Stopped
 from slotattn_fast.train.log import Log
 from slotattn_fast.train.processes import by_the_first
 from slotattn_fast.train.run_folder import differences
@@ -51,14 +50,6 @@ class Task(Protocol):
 
     def draw(self, model: Any, path: Path) -> None:
         """A picture of what the model does by now."""
-
-
-class Stopped(Exception):
-    """SIGTERM or Ctrl-C ended the loop after a checkpoint."""
-
-    def __init__(self, signal: Signals, step: int) -> None:
-        super().__init__(f"{signal.name}: checkpoint saved at step {step}")
-        self.signal = signal
 
 
 class _Loss(nn.Module):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,10 +19,11 @@ import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from slotattn_fast.train.config import TrainConfig
 from slotattn_fast.train.environment import resolve_device
-from slotattn_fast.train.errors import RunError
+from slotattn_fast.train.errors import RunError, Stopped
 
 T = TypeVar("T")
 
@@ -45,7 +47,7 @@ def launched() -> bool:
 
 def is_first() -> bool:
     """Whether this is the process that writes the run folder and speaks to the user."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return not launched() or int(os.environ["RANK"]) == 0
 
 
 def check_devices(config: TrainConfig) -> tuple[str, int]:
@@ -78,10 +80,8 @@ def other_processes(command: list[str], devices: int) -> Iterator[None]:
     with a line and code 1. Does nothing for one device, or where the processes are there already.
     """
     if devices == 1 or launched():
-        try:
+        with _leaving():
             yield
-        finally:
-            _leave()
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -97,13 +97,14 @@ def other_processes(command: list[str], devices: int) -> Iterator[None]:
             started.append(subprocess.Popen(arguments, env=environment, preexec_fn=end_with_parent))
         os.environ.update(shared, RANK="0", LOCAL_RANK="0")
         threading.Thread(target=_watch, args=(started, ended), daemon=True).start()
-        yield
+        with _leaving():
+            yield
     finally:
         ended.set()
-        _leave()
+        until = time.monotonic() + _SECONDS_TO_END
         for process in started:
             try:
-                process.wait(_SECONDS_TO_END)
+                process.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -111,12 +112,28 @@ def other_processes(command: list[str], devices: int) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _leave() -> None:
-    """Leaves the group of processes.
+@contextmanager
+def _leaving() -> Iterator[None]:
+    """Leaves the group of processes at the end.
 
     Those that wait for this one then see that it is gone; and no thread of the group outlives the interpreter, which
-    would abort.
+    would abort. But NCCL's processes leave together: where this one alone has failed it would wait for what the others
+    do not come to, here and again at the interpreter's exit. So then it stays, and ends in any case after a while.
     """
+    try:
+        yield
+    except BaseException as error:
+        if dist.is_initialized() and dist.get_backend() == "nccl" and not isinstance(error, Stopped):
+            end = threading.Timer(_SECONDS_TO_END + _SECONDS_TO_NOTICE, os._exit, (1,))
+            end.daemon = True
+            end.start()
+        else:
+            _leave()
+        raise
+    _leave()
+
+
+def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -163,7 +180,8 @@ def connect(config: TrainConfig) -> Fabric:
         accelerator=device,
         devices=devices,
         num_nodes=world_size() // devices if launched() else 1,
-        strategy="ddp" if launched() else "auto",
+        # No buffer changes in training: none has to be sent anew before each step.
+        strategy=DDPStrategy(broadcast_buffers=False) if launched() else "auto",
         precision=config.precision,
         plugins=environment,
     )

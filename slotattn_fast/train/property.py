@@ -162,12 +162,13 @@ class PropertyTask:
         arrays = None if folder is None else open_prepared(folder).splits["eval"]
         without = arrays is not None and "coords" not in arrays and labels and attends and not need_properties
         properties = () if without else NAMES
-        split = open_held_out(used, model.config, ["images", *properties, *labels])
+        device = next(model.parameters()).device
+        split = open_held_out(used, model.config, ["images", *properties, *labels], device)
         if arrays is not None and properties:
             check_properties(f"{folder}: eval", arrays)
         number = split.at_most(most or split.count or GENERATED_SCENES)
         slots: dict[str, Any] = {"num_slots": setting.num_slots, "iters": setting.iters}
-        for scenes, generator in evaluation_batches(split, number, next(model.parameters()).device):
+        for scenes, generator in evaluation_batches(split, number, device):
             images = to_model(scenes["images"], self.config.greyscale)
             if attends:
                 every = model.iterations(images, generator=generator, **slots)

@@ -14,9 +14,9 @@ from slotattn_fast.models.image_slots import ImageSlots
 from slotattn_fast.train import run_folder
 from slotattn_fast.train.config import PRESETS, Device, TrainConfig
 from slotattn_fast.train.environment import environment
-from slotattn_fast.train.errors import RunError
+from slotattn_fast.train.errors import RunError, Stopped
 from slotattn_fast.train.evaluation import build, evaluate_model
-from slotattn_fast.train.loop import Stopped, fit
+from slotattn_fast.train.loop import fit
 from slotattn_fast.train.processes import check_devices, connect, is_first, one_line_if_another_ends, other_processes
 from slotattn_fast.train.run_data import fingerprint, image_shape, require_fitting_images, require_the_same_data
 from slotattn_fast.train.signals import StopSignal

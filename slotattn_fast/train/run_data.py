@@ -20,13 +20,15 @@ from slotattn_fast.train.errors import RunError
 from slotattn_fast.train.loop import EVAL_NOISE, seed_of
 
 EVAL_BATCH = 32
-# Every run of every seed is measured on the same scenes, with the same slot noise.
+# Every run of every seed is measured on the same scenes, with slot noise that is the same on the same kind of device.
 EVAL_SEED = 0
 
 
-def open_held_out(config: TrainConfig, model: SlotsConfig, names: Sequence[str]) -> Split:
-    """The scenes to evaluate; CLEVR, where it is drawn, in the size that the model takes."""
-    return open_split(config.data, "eval", names, max_objects=config.max_objects, size=model.image_size)
+def open_held_out(
+    config: TrainConfig, model: SlotsConfig, names: Sequence[str], device: torch.device | None = None
+) -> Split:
+    """The scenes to evaluate; CLEVR, where it is drawn, on this device (None: a CPU), as large as the model takes."""
+    return open_split(config.data, "eval", names, max_objects=config.max_objects, size=model.image_size, device=device)
 
 
 def training_batches(
@@ -57,7 +59,7 @@ def training_batches(
 def evaluation_batches(
     split: Split, scenes: int, device: torch.device
 ) -> Iterator[tuple[dict[str, Tensor], torch.Generator]]:
-    """The first scenes of a split on a device, and the source of each batch's slot noise, always the same."""
+    """The first scenes of a split on a device, and the source of each batch's slot noise, the same on such a device."""
     for first in range(0, scenes, EVAL_BATCH):
         batch = split.read(np.arange(first, min(first + EVAL_BATCH, scenes)))
         generator = torch.Generator(device).manual_seed(seed_of(EVAL_SEED, EVAL_NOISE, first // EVAL_BATCH))
