@@ -191,18 +191,19 @@ def problem(size: tuple[int, int, int], kernel: str, device: torch.device) -> Pr
 
     def update() -> Sequence[Tensor]:
         found = torch.empty_like(slots), torch.empty_like(partials[0])
-        slot_ops.update(partials, slots, None, w, s, torch.empty_like(partials[0]), *found)
+        slot_ops.update(partials, slots, None, w, s, torch.empty_like(partials[0]), *found, torch.bfloat16)
         return found
 
     def update_backward() -> Sequence[Tensor]:
         found = torch.empty_like(slots), torch.empty_like(partials[0])
         rows = slot_ops.new_rows(2, B * K, D, D, w, s)
-        slot_ops.update_backward(d_partials, d_new, None, new_slots, slots, sums, None, w, s, 0, *found, rows)
+        kept = new_slots, slots, sums, None
+        slot_ops.update_backward(d_partials, d_new, None, *kept, w, s, 0, *found, rows, torch.bfloat16)
         return found
 
     def query_backward() -> Sequence[Tensor]:
         d_slots, rows = torch.empty_like(slots), slot_ops.new_rows(2, B * K, D, D, w, s)
-        slot_ops.first_query_backward(d_partials, d_new, slots, w, s, d_slots, rows)
+        slot_ops.first_query_backward(d_partials, d_new, slots, w, s, d_slots, rows, torch.bfloat16)
         return [d_slots]
 
     call = {"update_fwd": update, "update_bwd": update_backward, "query_bwd": query_backward}[kernel]

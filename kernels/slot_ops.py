@@ -46,12 +46,12 @@ def absorb_backward(
     return grads._replace(norm_input=None if parts is None else parts.sum(0))
 
 
-def first_query(slots: Tensor, w: Weights, s: Settings, query: Tensor, dtype: torch.dtype = torch.float32) -> None:
+def first_query(slots: Tensor, w: Weights, s: Settings, query: Tensor, dtype: torch.dtype) -> None:
     """The query of the first iteration, from contiguous slots [B, K, D] of any floating type.
 
     Args:
         query: out [B, h, K, D_in + 1].
-        dtype: of the call; here and below, bfloat16 allows products in TF32.
+        dtype: of the call's inputs; here and below, bfloat16 allows products in TF32.
     """
     _check_contiguous(slots, query)
     (B, K, D), D_in = slots.shape, query.shape[-1] - 1
@@ -74,7 +74,7 @@ def update(
     sums: Tensor,
     new_slots: Tensor,
     query: Tensor | None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype,
 ) -> None:
     """An iteration's slots from its sums, and the query of the next: `slot_update.update` and `next_query`.
 
@@ -208,7 +208,7 @@ def update_backward(
     d_slots: Tensor,
     d_sums: Tensor,
     rows: Rows,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype,
 ) -> None:
     """Backward through `update`: `slot_update.next_query_backward` of the new slots, and `update_backward`.
 
@@ -250,7 +250,7 @@ def first_query_backward(
     s: Settings,
     d_slots: Tensor,
     rows: Rows,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype,
 ) -> None:
     """Backward through `first_query`, to the initial slots.
 
@@ -276,7 +276,7 @@ def first_query_backward(
     )  # fmt: skip
 
 
-def weight_gradients(rows: Rows, w: Weights, dtype: torch.dtype = torch.float32) -> Weights:
+def weight_gradients(rows: Rows, w: Weights, dtype: torch.dtype) -> Weights:
     """The gradients to the weights, once every iteration has left its rows: one launch, and the sum of its parts.
 
     They are views of one tensor.

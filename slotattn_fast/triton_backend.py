@@ -66,7 +66,7 @@ def _forward_group(
     stats: Sequence[Tensor],
 ) -> None:
     """All iterations from the slots `current`; the last four are what `forward` returns, unbound."""
-    fused, dtype = _fused(current, inputs, w, s), current.dtype
+    fused, dtype = _fused(current, inputs, w, s), inputs.dtype
     for t in range(s.iters):
         if not fused:
             queries[t].copy_(next_query(current.to(states[t].dtype), w, s))
@@ -141,8 +141,10 @@ def _backward_group(
         query, d_sum = queries[t : t + 1], d_sums[t : t + 1]
         return attend_backward(inputs, mask, slot_mask, query, d_sum, mean_rstd, s, None)
 
-    take = _backward_fused if _fused(slots, inputs, w, s) else _backward_by_operators
-    return take(attend, d_states, slots, slot_mask, states, sums, w, s)
+    kept = d_states, slots, slot_mask, states, sums, w, s
+    if _fused(slots, inputs, w, s):
+        return _backward_fused(attend, *kept, inputs.dtype)
+    return _backward_by_operators(attend, *kept)
 
 
 def _backward_fused(
@@ -154,8 +156,9 @@ def _backward_fused(
     sums: Tensor,
     w: Weights,
     s: Settings,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Weights]:
-    """The gradients to the initial slots and the weights, by the kernels over the slots."""
+    """The gradients to the initial slots and the weights, by the kernels over the slots; `dtype` is of the inputs."""
     (T, B, K, D), D_in = states.shape, sums.shape[-1] - 1
     rows = slot_ops.new_rows(T, B * K, D, D_in, w, s)
     d_sums, d_slots = torch.empty_like(sums), torch.empty_like(states)
@@ -166,12 +169,12 @@ def _backward_fused(
         before = of_iteration[t - 1][1] if t else slots
         slot_ops.update_backward(
             *(query_partials, d_new, d_carry, new, before, sums_t),
-            *(slot_mask, w, s, t, d_before, d_sums_t, rows, slots.dtype),
+            *(slot_mask, w, s, t, d_before, d_sums_t, rows, dtype),
         )
         query_partials, d_carry = attend(t, d_sums), d_before
     d_initial = torch.empty_like(slots)
-    slot_ops.first_query_backward(query_partials, d_carry, slots, w, s, d_initial, rows, slots.dtype)
-    return d_initial, slot_ops.weight_gradients(rows, w, slots.dtype)
+    slot_ops.first_query_backward(query_partials, d_carry, slots, w, s, d_initial, rows, dtype)
+    return d_initial, slot_ops.weight_gradients(rows, w, dtype)
 
 
 def _backward_by_operators(

@@ -338,7 +338,7 @@ def test_tensors_must_be_contiguous() -> None:
     x = given(case).to(torch.float32)
     query = torch.empty(x.partials.shape[2:], device=DEVICE)
     with pytest.raises(ValueError, match="contiguous"):
-        slot_ops.first_query(transposed(x.slots), x.weights, settings(case), query)
+        slot_ops.first_query(transposed(x.slots), x.weights, settings(case), query, torch.float32)
 
 
 @pytest.mark.parametrize(

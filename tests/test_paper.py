@@ -31,7 +31,7 @@ from slotattn_fast.paper.document import (
 )
 from slotattn_fast.paper.experiments import EXPERIMENTS
 from slotattn_fast.paper.trainings import jobs
-from slotattn_fast.train import discovery, errors, loop, run_folder
+from slotattn_fast.train import discovery, errors, run_folder
 from slotattn_fast.train.errors import RunError
 from slotattn_fast.train.setting import Setting
 

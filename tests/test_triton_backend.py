@@ -392,6 +392,17 @@ def test_second_derivatives_are_those_of_the_torch_backend() -> None:
     torch.testing.assert_close(*found)
 
 
+def test_the_products_over_the_slots_are_of_the_inputs_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the initial slots and the parameters are float32, as under autocast."""
+    asked, precision = [], slot_ops.precision
+    monkeypatch.setattr(slot_ops, "precision", lambda dtype: (asked.append(dtype), precision(dtype))[1])
+    module, inputs = SlotAttention(2, 8, backend="triton").to(DEVICE), normal(2, 5, 8).bfloat16().requires_grad_()
+    with torch.autocast(DEVICE, torch.bfloat16):
+        module(inputs, slots_init=normal(2, 2, 8, seed=5).float()).sum().backward()
+    T = module.iters
+    assert asked == [torch.bfloat16] * (1 + T + T + 1 + 1)  # first query and updates, both ways; weights
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_sums_are_those_of_the_torch_backend(dtype: torch.dtype) -> None:
     """E itself, at an offset of 10: what is constant over D_in in it would be lost in the centred value weights."""
