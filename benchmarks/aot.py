@@ -186,8 +186,9 @@ def load(path: Path) -> list[Result]:
 
 def save(path: Path, results: list[Result]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    columns = dict.fromkeys(name for result in results for name in result)  # of which older rows may lack some
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, results[0], restval="", lineterminator="\n")
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(results)
 

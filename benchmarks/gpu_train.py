@@ -14,7 +14,6 @@ Scenes are as many as the paper trains on. Every piece draws them once and keeps
 draw a batch of CLEVR anew takes many times as long as to learn from it.
 """
 
-import csv
 import json
 import os
 import signal
@@ -35,6 +34,7 @@ from benchmarks.archive import extract
 from slotattn_fast.train import checkpoint
 from slotattn_fast.train.config import PRESETS, TrainConfig
 from slotattn_fast.train.errors import Stopped
+from slotattn_fast.train.evaluation import readings
 from slotattn_fast.train.run import configuration as read_configuration
 from slotattn_fast.train.run import create as create_run
 from slotattn_fast.train.run import train as train_run
@@ -166,11 +166,7 @@ def newest_step(run: Path) -> int:
 
 def images_per_second(run: Path, first: int) -> float | None:
     """The median of what metrics.csv says of the steps after `first`; None if it says nothing."""
-    try:
-        with (run / "metrics.csv").open(newline="") as file:
-            speeds = [float(row["images_per_second"]) for row in csv.DictReader(file) if int(row["step"]) > first]
-    except FileNotFoundError:
-        return None
+    speeds = [reading.images_per_second for reading in readings(run) or () if reading.step > first]
     return round(statistics.median(speeds), 1) if speeds else None
 
 
@@ -201,5 +197,3 @@ def unpack(archive: Path, run: Path) -> None:
     """The reverse of `pack`, ready to go on."""
     with tarfile.open(archive) as file:
         extract(file, run)
-    for folder in ("checkpoints", "images", "tb"):
-        (run / folder).mkdir(exist_ok=True)

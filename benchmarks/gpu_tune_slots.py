@@ -179,11 +179,11 @@ def problem(size: tuple[int, int, int], kernel: str, device: torch.device) -> Pr
         tape = slot_update.recompute(torch.stack([before, new]), torch.stack([sums, sums]), wide, s)
         first, second, grads = tape.at(0, slice(None)), tape.at(1, slice(None)), slot_update.Gradients(wide)
         d_query = d_partials.to(dtype).sum(0)
-        d = d_new.to(dtype) + slot_update.next_query_backward(d_query, second, wide, s, grads)
+        d = d_new.to(dtype) + slot_update.next_query_backward(d_query, second, wide, grads)
         return {
             "update_fwd": (new, slot_update.next_query(new, wide, s)),
             "update_bwd": slot_update.update_backward(d, None, first, wide, s, grads),
-            "query_bwd": (d_new.to(dtype) + slot_update.next_query_backward(d_query, first, wide, s, grads),),
+            "query_bwd": (d_new.to(dtype) + slot_update.next_query_backward(d_query, first, wide, grads),),
         }
 
     exact, plain = by_operators(torch.float64), by_operators(torch.float32)

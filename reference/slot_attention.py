@@ -7,6 +7,8 @@ h heads of width d (without heads h = 1 and d = D).
 
 import math
 import operator
+from contextlib import suppress
+from numbers import Real
 from typing import Any
 
 import torch
@@ -24,12 +26,21 @@ CHOICES = {
 
 def integer(name: str, value: Any) -> int:
     """The value as an integer, also from NumPy's and the like. Raises TypeError for anything else."""
-    if isinstance(value, int):
-        return value
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if not isinstance(value, bool):
+        if isinstance(value, int):
+            return value
+        with suppress(TypeError):
+            return operator.index(value)
+    raise TypeError(f"{name} must be an integer, got {value!r}")
+
+
+def check_epsilons(eps: float, norm_eps: float) -> None:
+    """Raise TypeError or ValueError unless both are numbers that are not negative."""
+    for name, value in (("eps", eps), ("norm_eps", norm_eps)):
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        if not value >= 0:  # NaN is not
+            raise ValueError(f"{name} must be at least 0, got {value!r}")
 
 
 class SlotAttention(nn.Module):
@@ -108,8 +119,9 @@ class SlotAttention(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {size}")
         if iters < 0:
             raise ValueError(f"iters must be at least 0, got {iters}")
-        if eps < 0 or norm_eps < 0:
-            raise ValueError(f"eps and norm_eps must not be negative, got eps={eps}, norm_eps={norm_eps}")
+        check_epsilons(eps, norm_eps)
+        if scale is not None and not isinstance(scale, Real):
+            raise TypeError(f"scale must be a number or None, got {scale!r}")
         settings = locals()
         for name, choices in CHOICES.items():
             if settings[name] not in choices:
@@ -216,10 +228,16 @@ class SlotAttention(nn.Module):
             noise: [B, K, D], standard normal, in place of the draw.
 
         Raises:
-            ValueError: num_slots below 1, or not what `slot_init` learns; noise of another shape, beside a generator,
-                or for "vectors".
+            ValueError: num_slots below 1, or not what `slot_init` learns; inputs on another device than the module;
+                noise of another shape, beside a generator, or for "vectors".
+            TypeError: num_slots is no integer, or generator no torch.Generator.
         """
+        num_slots = integer("num_slots", num_slots)
         shape = (inputs.shape[0], num_slots, self.dim)
+        if inputs.device != self.slots_mu.device:
+            raise ValueError(f"inputs must be on {self.slots_mu.device} as the module is, got {inputs.device}")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}")
         if num_slots < 1:
             raise ValueError(f"num_slots must be at least 1, got {num_slots}")
         if self.slot_init != "shared" and num_slots != self.num_slots:

@@ -1,5 +1,6 @@
 """`slotattn eval` and `slotattn show`: trained models measured and drawn."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,7 +76,7 @@ class Show(_Trained):
     out: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: the run's; of --pretrained, this one)")
     ] = None
-    """Folder to draw into."""
+    """Folder to draw into. What is not as in training is drawn into one in the run's."""
 
 
 def run_trained(command: Eval | Show) -> None:
@@ -92,18 +93,25 @@ def run_trained(command: Eval | Show) -> None:
 
 def _eval(command: Eval) -> None:
     from slotattn_fast.report.tables import ap_by_objects_lines, ap_table_lines, evaluation_line, seeds_lines
-    from slotattn_fast.train.evaluation import evaluate, require_complete
+    from slotattn_fast.train.evaluation import evaluate, keep, require_complete
     from slotattn_fast.train.run_folder import differences
 
     runs = tuple(dict.fromkeys(_folders(command, command.runs)))
     configs = [require_complete(run) for run in runs]  # before the first is measured
     if command.iters == ():
         raise ValueError("iters: got nothing, expected one or more integers")
+    other = sorted({name for config in configs for name in differences(configs[0], config, but=("seed",))})
     for iters in command.iters or (None,):
         results = {}
         for run in runs:
-            result = evaluate(run, command.setting(iters), command.device, keep=command.pretrained is None)
-            print(evaluation_line(str(run), result))
+            setting = command.setting(iters)
+            result = evaluate(run, setting, command.device)
+            print(evaluation_line(str(run), result), flush=True)
+            if command.pretrained is None:
+                try:
+                    keep(result, run, setting)
+                except OSError as error:  # as of a run that is another's
+                    print(f"slotattn: {error}; the evaluation is not kept", file=sys.stderr)
             results[str(run)] = result
         predicted = {name: result for name, result in results.items() if "ap" in result}
         for name, result in predicted.items():
@@ -111,10 +119,10 @@ def _eval(command: Eval) -> None:
                 print("\n".join(ap_by_objects_lines(name, result)))
         if predicted:
             print("\n".join(ap_table_lines(predicted)))
-        if other := sorted({name for config in configs for name in differences(configs[0], config, but=("seed",))}):
-            print(f"no mean: these are not seeds of one experiment, for they differ in {', '.join(other)}")
-        elif len(runs) > 1:
+        if not other and len(runs) > 1:
             print("\n".join(seeds_lines(results)))
+    if other:
+        print(f"no mean: these are not seeds of one experiment, for they differ in {', '.join(other)}")
 
 
 def _show(command: Show) -> None:

@@ -79,7 +79,7 @@ def slot_attention(
         ValueError: a shape, size or setting does not fit. TypeError: a type does not. The message names the argument,
             what came and what was expected. RuntimeError: the named backend cannot serve the call; it says why.
     """
-    iters = integer("iters", iters)
+    iters, heads = integer("iters", iters), integer("heads", heads)
     check_settings(
         *(iters, eps, norm_eps, return_attn),
         softmax_over=softmax_over,
@@ -146,8 +146,11 @@ def explain_backend(
         num_slots: K.
 
     Raises:
-        ValueError: no such backend. RuntimeError: "triton" cannot serve the call; the message says why.
+        ValueError: no such backend. TypeError: inputs is no tensor. RuntimeError: "triton" cannot serve the call; the
+        message says why.
     """
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"inputs must be a tensor [B, N, D_in], got {type(inputs).__name__}")
     device = inputs.device
     reason = partial(why_not, device, inputs.dtype, inputs.shape[-1], num_slots, heads, softmax_over, aggregation)
     return choose(backend, device.type, reason, "inputs")

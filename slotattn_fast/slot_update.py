@@ -123,11 +123,7 @@ def update(slots: Tensor, sums: Tensor, slot_mask: Tensor | None, w: Weights, s:
         if w.gates is not None:
             updates = F.linear(updates, w.gates, w.gates_bias)
     if w.recurrent is not None:
-        D = slots.shape[-1]
-        recurrent = F.linear(slots, w.recurrent, w.recurrent_bias)
-        r, z = (updates[..., : 2 * D] + recurrent[..., : 2 * D]).sigmoid().chunk(2, -1)
-        candidate = torch.addcmul(updates[..., 2 * D :], r, recurrent[..., 2 * D :]).tanh()
-        new = torch.lerp(candidate, slots, z)  # (1 - z) n + z h
+        new = _gru(updates, slots, w.recurrent, w.recurrent_bias)[0]
     if w.hidden is not None and w.out is not None:
         hidden = F.linear(_norm(new, w.norm_pre_ff, s)[0], w.hidden, w.hidden_bias).relu()
         new = new + F.linear(hidden, w.out, w.out_bias)
@@ -166,12 +162,7 @@ def recompute(slots: Tensor, sums: Tensor, w: Weights, s: Settings) -> Tape:
     mean = sums / by
     new = _linear(_heads_last(mean.flatten(0, 1)).unflatten(0, slots.shape[:2]), w.value, w.value_bias)
     if w.recurrent is not None:
-        D = slots.shape[-1]
-        recurrent = F.linear(slots, w.recurrent, w.recurrent_bias)
-        r, z = (new[..., : 2 * D] + recurrent[..., : 2 * D]).sigmoid().chunk(2, -1)
-        recurrent = recurrent[..., 2 * D :]
-        candidate = torch.addcmul(new[..., 2 * D :], r, recurrent).tanh()
-        new = torch.lerp(candidate, slots, z)
+        new, r, z, candidate, recurrent = _gru(new, slots, w.recurrent, w.recurrent_bias)
     new_normed, new_mean, new_rstd = _norm(new, w.norm_pre_ff, s)
     if w.hidden is not None:
         hidden = F.linear(new_normed, w.hidden, w.hidden_bias).relu()
@@ -207,7 +198,7 @@ class Gradients:
         )
 
 
-def next_query_backward(d_query: Tensor, tape: Tape, w: Weights, s: Settings, grads: Gradients) -> Tensor:
+def next_query_backward(d_query: Tensor, tape: Tape, w: Weights, grads: Gradients) -> Tensor:
     """The gradient to the slots [B, K, D], from that to q- [B, h, K, D_in + 1]."""
     d_query = _heads_last(d_query)
     grads.add_rows("query", tape.slots_normed, d_query)
@@ -271,6 +262,19 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x @ weight + bias, for weights that stand on the right."""
     return F.linear(x, weight.mT, bias)
+
+
+def _gru(gates: Tensor, slots: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    """The GRU's new state, and what its backward pass needs: r, z, n and the recurrent part of n.
+
+    `gates` [.., 3 D] is what it makes of its input; `weight` and `bias` are those of the state.
+    """
+    D = slots.shape[-1]
+    recurrent = F.linear(slots, weight, bias)
+    r, z = (gates[..., : 2 * D] + recurrent[..., : 2 * D]).sigmoid().chunk(2, -1)
+    recurrent = recurrent[..., 2 * D :]
+    candidate = torch.addcmul(gates[..., 2 * D :], r, recurrent).tanh()
+    return torch.lerp(candidate, slots, z), r, z, candidate, recurrent  # (1 - z) n + z h
 
 
 def _heads_first(x: Tensor, heads: int) -> Tensor:

@@ -161,7 +161,7 @@ def backward(
             now = attn[:, heads].contiguous()
             torch._softmax_backward_data(d_attn, now, -2, dtype, grad_input=d_logits_now)
             d_query = _sums_over_inputs(d_logits_now, normed, C)
-            d_current += next_query_backward(d_query, step, w, s, grads)
+            d_current += next_query_backward(d_query, step, w, grads)
             d_logits[:, heads], d_totals[:, heads] = d_logits_now, d_sums[..., :-1]
         d_slots[images] = d_current
         if d_inputs is not None:

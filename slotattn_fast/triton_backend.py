@@ -196,7 +196,7 @@ def _backward_by_operators(
         step = tape.at(t, slice(None))
         d_current += d_states[t]
         d_current, d_sums[t] = update_backward(d_current, slot_mask, step, w, s, grads)
-        d_current += next_query_backward(attend(t, d_sums).sum(0), step, w, s, grads)
+        d_current += next_query_backward(attend(t, d_sums).sum(0), step, w, grads)
     return d_current, grads.total()
 
 

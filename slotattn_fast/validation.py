@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .reference import CHOICES
+from .reference.slot_attention import check_epsilons
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Every layer of the iterations: its parameters and their shapes.
@@ -39,8 +40,7 @@ def check_settings(iters: int, eps: float, norm_eps: float, return_attn: bool | 
     """Raise ValueError for a setting out of range; `choices` are settings of `CHOICES` or `attn_over`."""
     if iters < 0:
         raise ValueError(f"iters must be at least 0, got {iters}")
-    if not (eps >= 0 and norm_eps >= 0):
-        raise ValueError(f"eps and norm_eps must not be negative, got eps={eps}, norm_eps={norm_eps}")
+    check_epsilons(eps, norm_eps)
     if return_attn not in (False, True, "last", "all"):
         raise ValueError(f'return_attn must be False, True, "last" or "all", got {return_attn!r}')
     if return_attn and return_attn != "all" and iters == 0:
@@ -189,6 +189,11 @@ def _is_norm_in_float32(name: str, x: Tensor) -> bool:
 def _check_params(params: Mapping[str, Tensor], D: int, D_in: int, heads: int) -> None:
     if heads < 1:
         raise ValueError(f"heads must be at least 1, got {heads}")
+    for name, param in params.items():
+        if not isinstance(param, Tensor):
+            raise TypeError(
+                f"params[{name!r}] must be a tensor, got {type(param).__name__}; leave out what there is none of"
+            )
     inner = params["to_q.weight"].shape[0] if "to_q.weight" in params else D
     hidden = params["mlp.0.weight"].shape[0] if "mlp.0.weight" in params else D
     sizes = {"D": D, "D_in": D_in, "inner": inner, "hidden": hidden, "3 D": 3 * D}

@@ -195,6 +195,14 @@ def test_programs_at_once(registers: int, shared: int, target: str, programs: in
     assert aot.programs_per_multiprocessor(code, 4, TARGETS[target]) == programs
 
 
+def test_a_column_that_older_rows_lack(tmp_path: Path) -> None:
+    aot.save(tmp_path / "aot.csv", [{"case": "a", "loop": "1"}, {"case": "b", "loop": "2", "new": "3"}])
+    assert aot.load(tmp_path / "aot.csv") == [
+        {"case": "a", "loop": "1", "new": ""},
+        {"case": "b", "loop": "2", "new": "3"},
+    ]
+
+
 def test_merged_keeps_other_versions_and_drops_what_left_the_list() -> None:
     def result(case: str, triton: str, loop: str) -> Result:
         return {**dict(zip(aot.KEY, (case, "forward", "bf16", "sm_90", triton), strict=True)), "loop": loop}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from slotattn_fast import cli, cli_eval, pretrained
 from slotattn_fast.report.tables import evaluation_line, seeds_lines
-from slotattn_fast.train import discovery, evaluation
+from slotattn_fast.train import discovery, evaluation, run_folder
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +55,30 @@ def test_iterations_and_slots_of_an_evaluation(run: Path, capsys: pytest.Capture
     assert _evaluation(run, "eval.json") == trained  # the run's own stays
     assert cli.main(["eval", str(run), "--iters", "10"]) == 0
     assert _evaluation(run, "eval-iters-10.json")["mse"] == trained["mse"]
+
+
+def test_pictures_of_other_settings_leave_the_runs_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in run.glob("*.png")}
+    assert cli.main(["show", str(run), "--iters", "1", "--num-slots", "5"]) == 0
+    drawn = [Path(line) for line in capsys.readouterr().out.split()]
+    assert {path.parent for path in drawn} == {run / "show-iters-1-slots-5"}
+    assert {path: path.read_bytes() for path in run.glob("*.png")} == before
+    assert cli.main(["show", str(run)]) == 0
+    assert {Path(line) for line in capsys.readouterr().out.split()} == set(before)
+
+
+def test_an_evaluation_that_cannot_be_kept_is_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(30, "Read-only file system", "eval.json")
+
+    monkeypatch.setattr(run_folder, "write_json", fails)
+    assert cli.main(["eval", str(run)]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(f"{run}: FG-ARI")
+    assert "Read-only file system" in told.err
+    assert told.err.endswith("; the evaluation is not kept\n")
 
 
 def test_other_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,7 +178,7 @@ def by_pytorch(x: Given, case: Case) -> Results:
             d_new, x.slot_mask, tape.at(t, everything), w, s, grads
         )
         d_query = x.d_query_partials[t].sum(0)
-        d_slots = d_slots + slot_update.next_query_backward(d_query, tape.at(t, everything), w, s, grads)
+        d_slots = d_slots + slot_update.next_query_backward(d_query, tape.at(t, everything), w, grads)
     found["d_slots"] = d_slots
     return found | {f"d_{name}": grad for name, grad in grads.total()._asdict().items() if grad is not None}
 

@@ -25,7 +25,7 @@ def test_a_model_is_as_good_as_its_evaluation_says(name: str) -> None:
     assert before.keys() == FILES
     assert sum(map(len, before.values())) < 8_000_000
     said = json.loads(before["eval.json"])
-    found = evaluate(run, DEFAULT, "cpu", keep=False)
+    found = evaluate(run, DEFAULT, "cpu")
     assert found["fg_ari"] == pytest.approx(said["fg_ari"], abs=1e-3)
     assert found["mse"] == pytest.approx(said["mse"], rel=1e-3)
     assert found["train_loss"] == said["train_loss"]

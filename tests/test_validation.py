@@ -1,12 +1,13 @@
 """Bad input: an error names the argument, what came and what was expected, the same in the module and the function."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from slotattn_fast import MultiHeadSlotAttention, SlotAttention, reference, slot_attention
+from slotattn_fast import MultiHeadSlotAttention, SlotAttention, explain_backend, reference, slot_attention
 
 B, N, K, D, D_IN = 3, 11, 4, 12, 9
 
@@ -63,6 +64,7 @@ CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         r"^slots(_init)? must have at least one.*\[3, 0, 12",
     ),
+    "iters-bool": ({"iters": True}, TypeError, r"^iters must be an integer, got True"),
     "iters-negative": ({"iters": -1}, ValueError, r"iters must be at least 0, got -1"),
     "mask-list": ({"mask": [True]}, TypeError, r"^mask must be a bool tensor.*got list"),
     "mask-floats": ({"mask": torch.ones(B, N)}, TypeError, r"^mask must be a bool tensor.*got torch.float32"),
@@ -93,6 +95,13 @@ MODULE_CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         r"slots_init.*6.*num_slots.*\[3, 5",
     ),
     "slots-array": ({"slots_init": [[1.0]], "num_slots": 6}, TypeError, r"slots_init must be a tensor.*got list"),
+    "slots-float": ({"num_slots": 2.0}, TypeError, r"num_slots must be an integer, got 2.0"),
+    "inputs-device": (
+        {"inputs": torch.randn(B, N, D_IN, device="meta")},
+        ValueError,
+        r"inputs must be on cpu.*got meta",
+    ),
+    "generator": ({"generator": 3}, TypeError, r"generator must be a torch.Generator or None, got 3"),
     "no-slots": ({"num_slots": 0}, ValueError, r"num_slots must be at least 1, got 0"),
     "slots-negative": ({"num_slots": -1}, ValueError, r"num_slots must be at least 1, got -1"),
     "inputs-width": (
@@ -126,7 +135,7 @@ PARAMS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "softmax-over": ({}, {"softmax_over": "rows"}, r"softmax_over must be one of 'slots', 'inputs', got 'rows'"),
     "aggregation": ({}, {"aggregation": "max"}, r"aggregation must be one of 'mean'.*got 'max'"),
     "eps-in": ({}, {"eps_in": "top"}, r"eps_in must be one of 'numerator'.*got 'top'"),
-    "eps-negative": ({}, {"eps": -1e-8}, r"eps.*must not be negative, got eps=-1e-08"),
+    "eps-negative": ({}, {"eps": -1e-8}, r"^eps must be at least 0, got -1e-08"),
     "backend": ({}, {"backend": "cuda"}, r"backend must be one of 'auto', 'triton', 'torch', got 'cuda'"),
 }
 
@@ -139,14 +148,42 @@ def test_bad_params_or_settings_of_the_function(change: dict[str, Any], call: di
         slot_attention(torch.randn(B, N, D_IN), torch.randn(B, K, D), params, **call)
 
 
+@pytest.mark.parametrize(
+    ("params", "call", "message"),
+    [
+        ({"to_q.bias": None}, {}, r"params\['to_q.bias'\] must be a tensor, got NoneType"),
+        ({}, {"heads": 1.0}, r"^heads must be an integer, got 1.0"),
+        ({}, {"eps": "a"}, r"^eps must be a number, got 'a'"),
+        ({}, {"norm_eps": None}, r"^norm_eps must be a number, got None"),
+    ],
+)
+def test_params_or_settings_of_another_type(params: dict[str, Any], call: dict[str, Any], message: str) -> None:
+    params = {**dict(SlotAttention(K, D, input_dim=D_IN).named_parameters()), **params}
+    with pytest.raises(TypeError, match=message):
+        slot_attention(torch.randn(B, N, D_IN), torch.randn(B, K, D), params, **call)
+
+
+@pytest.mark.parametrize("kind", [SlotAttention, reference.SlotAttention], ids=["fast", "reference"])
+@pytest.mark.parametrize("name", ["eps", "norm_eps", "scale"])
+def test_settings_of_the_constructor_of_another_type(kind: Any, name: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be a number.*got 'x'"):
+        kind(K, D, **{name: "x"})
+
+
+def test_explain_backend_of_no_tensor() -> None:
+    with pytest.raises(TypeError, match=r"inputs must be a tensor \[B, N, D_in\], got tuple"):
+        explain_backend((2, 3, 4))
+
+
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "num-slots": ({"num_slots": 0}, r"num_slots must be at least 1, got 0"),
     "dim": ({"dim": 0}, r"dim must be at least 1, got 0"),
     "hidden-dim": ({"hidden_dim": -2}, r"hidden_dim must be at least 1, got -2"),
     "input-dim": ({"input_dim": 0}, r"input_dim must be at least 1, got 0"),
     "iters": ({"iters": -1}, r"iters must be at least 0, got -1"),
-    "eps": ({"eps": -1.0}, r"eps.*must not be negative, got eps=-1"),
-    "norm-eps": ({"norm_eps": -1.0}, r"norm_eps must not be negative.*norm_eps=-1"),
+    "eps": ({"eps": -1.0}, r"^eps must be at least 0, got -1"),
+    "eps-nan": ({"eps": math.nan}, r"^eps must be at least 0, got nan"),
+    "norm-eps": ({"norm_eps": -1.0}, r"^norm_eps must be at least 0, got -1"),
     "heads-do-not-divide": ({"heads": 5}, r"heads must divide dim.*heads=5, dim=12"),
     "heads-0": ({"heads": 0}, r"heads.* must be at least 1, got heads=0"),
     "dim-head-alone": ({"dim_head": 3}, r"dim_head=3 needs heads"),

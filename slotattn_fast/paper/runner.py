@@ -26,7 +26,7 @@ from slotattn_fast.train import run_folder
 from slotattn_fast.train.config import Device, TrainConfig
 from slotattn_fast.train.environment import is_out_of_memory
 from slotattn_fast.train.errors import RunError, RunInUse
-from slotattn_fast.train.evaluation import evaluate, show
+from slotattn_fast.train.evaluation import evaluate, keep, show
 from slotattn_fast.train.run import configuration, create, resolved, train
 from slotattn_fast.train.setting import DEFAULT, Setting
 
@@ -134,7 +134,7 @@ def _do(job: Job, run: Path, out: Path, device: Device | None) -> Iterator[str]:
     for setting in job.measured:
         if not _is_measured(run, setting, config):
             with run_folder.in_use(run):
-                yield evaluation_line(str(run), evaluate(run, setting, device))
+                yield evaluation_line(str(run), keep(evaluate(run, setting, device), run, setting))
     for setting in job.drawn:
         folder = pictures(out, run, setting)
         if not (folder / "slots.png").exists():

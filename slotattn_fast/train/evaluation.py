@@ -1,6 +1,7 @@
 """Finished runs of either task, measured and drawn."""
 
 import csv
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,34 +26,42 @@ from slotattn_fast.train.tasks import task_of
 LAST_PART = 0.02
 
 
-def evaluate(run: Path, setting: Setting, device: str | None = None, *, keep: bool = True) -> dict[str, Any]:
+def evaluate(run: Path, setting: Setting, device: str | None = None) -> dict[str, Any]:
     """Measures a complete run and returns what its task's `measure` does, with train_loss, the loss at the end.
 
-    Written to the run's eval.json, or to a file named after the setting, if `keep`. `device` takes the place of the
-    run's own. Raises `RunError` or `DataError` for a run or data that cannot be used, ValueError for a setting that the
-    model cannot have.
+    `device` takes the place of the run's own. Raises `RunError` or `DataError` for a run or data that cannot be used,
+    ValueError for a setting that the model cannot have.
     """
     model, config = load(run, device, setting)
-    return evaluate_model(model, config, run, setting, keep=keep)
+    return evaluate_model(model, config, run, setting)
 
 
-def evaluate_model(
-    model: ImageSlots, config: TrainConfig, run: Path, setting: Setting = DEFAULT, *, keep: bool = True
-) -> dict[str, Any]:
+def evaluate_model(model: ImageSlots, config: TrainConfig, run: Path, setting: Setting = DEFAULT) -> dict[str, Any]:
     """`evaluate` of a model that is there."""
     result = {"task": config.task, **task_of(config).measure(model, setting)}
     result["train_loss"] = train_loss(run, config.steps)
-    if keep:
-        run_folder.write_json(run / setting.file(), result)
+    return result
+
+
+def keep(result: dict[str, Any], run: Path, setting: Setting = DEFAULT) -> dict[str, Any]:
+    """Writes an evaluation to the run's eval.json, or to a file named after the setting; returns it."""
+    run_folder.write_json(run / setting.file(), result)
     return result
 
 
 def show(run: Path, setting: Setting, device: str | None = None, out: Path | None = None) -> list[Path]:
-    """Draws the pictures of a complete run into its folder, or into `out`; returns their paths."""
+    """Draws the pictures of a complete run into `out`; returns their paths.
+
+    Without `out` into its folder, those of a setting that is not the training's into one in it.
+    """
     model, config = load(run, device, setting)
-    folder = run if out is None else out
+    folder = out or (run if setting == DEFAULT else run / f"show{setting.suffix()}")
     folder.mkdir(parents=True, exist_ok=True)
-    return task_of(config).draw_all(model, folder, setting)
+    try:
+        return task_of(config).draw_all(model, folder, setting)
+    finally:
+        with suppress(OSError):  # of pictures in it
+            folder.rmdir()
 
 
 def train_loss(run: Path, steps: int) -> float | None:
@@ -91,11 +100,12 @@ def readings(run: Path) -> list[Reading] | None:
     return rows
 
 
-def load(run: Path, device: str | None, setting: Setting = DEFAULT) -> tuple[ImageSlots, TrainConfig]:
+def load(run: str | Path, device: str | None, setting: Setting = DEFAULT) -> tuple[ImageSlots, TrainConfig]:
     """The trained model of a complete run, on `device` or the run's own, and its configuration.
 
     Raises `RunError` or `DataError` for a run that is not complete, and data that the setting cannot be measured on.
     """
+    run = Path(run)
     config = run_folder.read_config(run)
     if setting.data is None:
         require_the_same_data(config)

@@ -221,4 +221,4 @@ def _require_finite(model: nn.Module, optimizer: torch.optim.Optimizer, done: in
         raise RunError(f"weights or Adam's moments are no longer finite after step {done}; {_DIVERGED}")
 
 
-_DIVERGED = "what checkpoints there are in the run folder are from before that; train again with a lower --lr"
+_DIVERGED = "checkpoints in the run folder, if there are any, are from before that; train again with a lower --lr"

@@ -15,7 +15,7 @@ from slotattn_fast.train import run_folder
 from slotattn_fast.train.config import PRESETS, Device, TrainConfig
 from slotattn_fast.train.environment import environment
 from slotattn_fast.train.errors import RunError, Stopped
-from slotattn_fast.train.evaluation import build, evaluate_model
+from slotattn_fast.train.evaluation import build, evaluate_model, keep
 from slotattn_fast.train.loop import fit
 from slotattn_fast.train.processes import check_devices, connect, is_first, one_line_if_another_ends, other_processes
 from slotattn_fast.train.run_data import fingerprint, image_shape, require_fitting_images, require_the_same_data
@@ -133,4 +133,4 @@ def _finish(run: Path, model: ImageSlots, config: TrainConfig) -> dict[str, Any]
     with atomic_write(run / "model.safetensors") as file:
         file.write(safetensors.torch.save({name: t.contiguous() for name, t in model.state_dict().items()}))
     task_of(config).draw_all(model, run)
-    return evaluate_model(model, config, run)
+    return keep(evaluate_model(model, config, run), run)
