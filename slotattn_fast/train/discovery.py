@@ -52,7 +52,9 @@ class Discovery:
 
     @torch.no_grad()
     def measure(self, model: ObjectDiscovery, setting: Setting = DEFAULT) -> dict[str, Any]:
-        """FG-ARI and reconstruction error on 320 held-out scenes of a run's data, in float32 (paper section 4.1).
+        """FG-ARI and reconstruction error on 320 held-out scenes of a run's data (paper section 4.1).
+
+        In float32, but for a GPU's convolutions, which have TF32 as PyTorch's default is.
 
         A prepared folder with fewer scenes to evaluate is measured on those.
 

@@ -174,6 +174,9 @@ def connect(config: TrainConfig) -> Fabric:
     """Lightning Fabric for a configuration, connected with the other processes if there are any."""
     device, devices = check_devices(config)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces precision and ranks
+    if launched() and device == "cuda":
+        # Fabric wraps the model in a stream of its own; the gradients are right, but every process would warn of that.
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     # Said, as Fabric would take the ranks of a job of SLURM or MPI for those of the processes started here.
     environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
     fabric = Fabric(

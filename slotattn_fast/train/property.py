@@ -88,7 +88,9 @@ class PropertyTask:
         return model.loss(to_model(batch["images"], self.config.greyscale), targets, batch.get("noise"))
 
     def measure(self, model: PropertyPrediction, setting: Setting = DEFAULT) -> dict[str, Any]:
-        """AP on the held-out scenes of a run's data, in float32 (paper section 4.2).
+        """AP on the held-out scenes of a run's data (paper section 4.2).
+
+        In float32, but for a GPU's convolutions, which have TF32 as PyTorch's default is.
 
         Returns ap, by distance, of None without properties; ap_by_objects, the same and the scenes by number of
         objects, empty without properties; attention_ari, the mean FG-ARI of the last attention at the encoder's
