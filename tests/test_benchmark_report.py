@@ -70,6 +70,24 @@ def test_a_contender_of_one_size_is_no_line(measured: Path) -> None:
     assert [line.get_label() for line in axes.get_lines()] == ["reference", "slot-attention", "limit of the machine"]
 
 
+@pytest.mark.parametrize(
+    ("times", "shown"), [((5.5, 60), ["10", "20", "50"]), ((0.4, 1800), ["0.5", "1", "100", "1,000"])]
+)
+def test_numbers_at_the_axes_are_plain(times: tuple[float, float], shown: list[str]) -> None:
+    sizes = {"N": "20", "K": "3", "B": "2", "D": "64", "T": "3"}
+    kind = {"contender": "torch", "measured": MEMORY, "floor_ms": ""}
+    axes = Figure().subplots()
+    rows = [{**sizes, **kind, "N": n, "peak_mib": str(mib)} for n, mib in zip(("20", "4096"), times, strict=True)]
+    plots.draw(axes, rows, "N", MEMORY)
+    low, high = axes.get_ylim()
+    texts = {label.get_position()[1]: label.get_text() for label in axes.get_yticklabels()}
+    seen = [text for y, text in sorted(texts.items()) if low <= y <= high]
+    assert set(shown) <= set(seen)
+    assert all(text.replace(",", "").replace(".", "").isdigit() for text in seen)
+    assert not any(label.get_text() for label in axes.get_yticklabels(minor=True))
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["20", "4,096"]
+
+
 def test_rows_of_other_shapes_alone_have_their_conditions_told(measured: Path) -> None:
     rows = [row for row in read_rows(measured / module.CSV) if row["N"] != "20"]
     text = report.tables(rows, measured / module.CSV)

@@ -84,6 +84,19 @@ def test_values_out_of_range_are_clipped() -> None:
     assert set(np.unique(_tile(page, 0, 1))) == {0.0, 1.0}
 
 
+def test_colours_can_be_told_apart() -> None:
+    """From each other, from white and from what no slot claims: by the distance in Oklab, 1 from black to white."""
+    colours = np.concatenate([PALETTE, np.ones((1, 3)), np.full((1, 3), NEUTRAL)])
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    cones = [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]]
+    opponents = [[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]
+    oklab = np.cbrt(linear @ np.transpose(cones)) @ np.transpose(opponents)
+    distance = np.linalg.norm(oklab[:, None] - oklab, axis=-1)
+    slots = len(PALETTE)
+    assert distance[:slots, :slots][~np.eye(slots, dtype=bool)].min() > 0.12
+    assert distance[:slots, slots:].min() > 0.17
+
+
 @pytest.mark.parametrize("slots", [4, 11])
 def test_small_file(slots: int) -> None:
     scenes = _scenes(rows=7, slots=slots)

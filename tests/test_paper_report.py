@@ -1,7 +1,7 @@
 """The report of evaluations that are made up: every number in its place, damage told, nothing that stops it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from PIL import Image
 from slotattn_fast import cli
 from slotattn_fast.data.prepare import generate
 from slotattn_fast.paper import plots, runner
+from slotattn_fast.paper import report as paper_report
 from slotattn_fast.paper.bases import Scale
 from slotattn_fast.paper.experiments import EXPERIMENTS, ITERATIONS, Arm
 from slotattn_fast.paper.forms import iteration_curves, object_curves, score_bars
 from slotattn_fast.paper.plots import Bars, Curves, Panel
-from slotattn_fast.paper.report import _hours, write_report
+from slotattn_fast.paper.report import _at_scale, _hours, write_report
 from slotattn_fast.paper.results import Found, collect
 from slotattn_fast.paper.trainings import training_of
 from slotattn_fast.report.tables import DISTANCES
@@ -138,6 +139,48 @@ def test_ap_and_attention(tmp_path: Path) -> None:
     assert curves.lines["AP (0.125)"] == [[], [50], [], [], [], [], [], []]
 
 
+def test_the_usual_number_of_iterations_is_told_and_in_its_place(tmp_path: Path) -> None:
+    runner.open_folder(tmp_path, "quick", [])
+    for arm in EXPERIMENTS["figure-12"].arms:
+        made_up(tmp_path, arm, 0, **({} if "property" in arm.label or arm.changes else {"fg_ari": 0.75}))
+    text = report(tmp_path, "figure-12")
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith(("| object", "| property"))]
+    assert rows == [
+        *(f"object discovery: T = {number}" for number in ("1", "2", "3 (usual)", "4", "5")),
+        *(f"property prediction: T = {number}" for number in ("1", "2", "4", "5", "10 (usual)")),
+    ]
+    told = "object discovery: T = 3 (usual) above object discovery: T = 1: FG-ARI 75.0 and 50.0 %"
+    assert f"- leans so: {told}" in text
+    assert "{iters}" not in text
+
+
+def test_at_the_scale_of_the_paper_both_tasks_have_three_iterations() -> None:
+    labels = [arm.label for arm in _at_scale(EXPERIMENTS["figure-12"], "paper").arms]
+    assert labels == [
+        f"{task}: T = {number}"
+        for task in ("object discovery", "property prediction")
+        for number in ("1", "2", "3 (usual)", "4", "5")
+    ]
+
+
+def test_a_plot_of_one_arm_is_left_out_beside_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compares nothing."""
+    runner.open_folder(tmp_path, "quick", [])
+    plotted: list[list[str]] = []
+
+    def plot(path: Path, panels: Sequence[Panel]) -> None:
+        plotted.append([panel.title for panel in panels])
+        Image.new("RGB", (40, 30)).save(path)
+
+    monkeypatch.setattr(paper_report, "plot", plot)
+    discovery, other, property_prediction, _ = EXPERIMENTS["figure-8"].arms
+    for arm in (property_prediction, discovery, other):
+        made_up(tmp_path, arm, 0)
+        report(tmp_path, "figure-8")
+    both = ["object discovery", "property prediction"]
+    assert plotted == [both[1:], both, both[:1]]
+
+
 def drawn(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> Axes:
     figures: list[Figure] = []
     monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
@@ -157,6 +200,7 @@ def test_bars_are_means_with_their_seeds(monkeypatch: pytest.MonkeyPatch) -> Non
         np.testing.assert_allclose(line.get_xdata(), bar.get_x() + bar.get_width() / 2)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["inf", "1"]
     assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("title", "distance", "AP, %")
+    assert list(drawn(Bars("", "", "FG-ARI, %", ["FG-ARI"], {"a": [[50]]}), monkeypatch).get_xticks()) == []
     low, high = ax.get_ylim()
     assert low < -40
     assert high == 100

@@ -97,8 +97,15 @@ def test_right_wrong_and_no_object(monkeypatch: pytest.MonkeyPatch) -> None:
         "x 2.1  y 0.0",
         "off by 0.11",
     ]
-    assert second == ["confidence 50 %", "no object"]
+    assert second == ["confidence 49 %", "no object"]
     assert third == ["confidence 99 %", "small", "red", "metal", "cube", "x -0.3  y 0.4", "off by 0.50"]
+
+
+def test_half_is_an_object_and_what_is_less_is_not_told_as_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    predicted = _sets(*(([0, 0, 0.5], SMALL_RED_METAL_CUBE, real) for real in (0.4999, 0.495, 0.481, 0.5, 0.502)))
+    ((_, _, _, *said),) = _captions(monkeypatch, predicted)
+    assert [lines[0] for lines in said] == [f"confidence {percent} %" for percent in (49, 49, 48, 50, 50)]
+    assert ["no object" in lines for lines in said] == [True, True, True, False, False]
 
 
 def test_everything_found_leaves_nothing_missed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ class Arm:
     """One training, of several seeds, and what is measured of it."""
 
     label: str
+    """{iters} in it is T, where the scale gives it: the report puts it there, and each task's arms in its order."""
     base: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the run's or the model's configuration that are not the base's."""
@@ -85,7 +86,7 @@ _ALL_ITERATIONS = {"implicit": False}
 """Without it the set predictors of the scale quick have gradients through the last iteration alone, so that initial
 slots and what a loss before the last iteration asks for are not learned."""
 _ALL_ITERATIONS_NOTE = "All arms have gradients through all iterations, at every scale."
-_USUAL = "the usual T"
+_USUAL = "T = {iters} (usual)"
 _HELD_OUT = "The paper measures its ablations on 320 training images and 500 validation images, we on held-out scenes."
 _SLOT_ATTENTION = "Slot Attention"
 

@@ -75,7 +75,10 @@ def _bars(ax: Axes, panel: Bars) -> None:
         ax.bar(x, means, width * 0.9, color=colour(number), alpha=0.6, label=arm)
         for centre, values in zip(x, groups, strict=True):
             ax.plot([centre] * len(values), values, "o", color=colour(number), ms=4, mec="0.2", mew=0.5)
-    ax.set_xticks(range(len(panel.groups)), panel.groups if len(panel.groups) > 1 else [""])
+    if len(panel.groups) > 1:
+        ax.set_xticks(range(len(panel.groups)), panel.groups)
+    else:
+        ax.set_xticks([])
 
 
 def _curves(ax: Axes, panel: Curves) -> None:

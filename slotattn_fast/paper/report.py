@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from slotattn_fast.paper.document import (
     to_html,
     to_markdown,
 )
-from slotattn_fast.paper.experiments import EXPERIMENTS
+from slotattn_fast.paper.experiments import EXPERIMENTS, Experiment, Point
 from slotattn_fast.paper.forms import (
     iteration_curves,
     iteration_table,
@@ -31,11 +32,12 @@ from slotattn_fast.paper.forms import (
     score_bars,
     score_tables,
 )
-from slotattn_fast.paper.plots import Panel, plot
+from slotattn_fast.paper.plots import Bars, Panel, plot
 from slotattn_fast.paper.results import AS_PUBLISHED, NO_RESULT, Found, Verdict, collect, machine, seconds, verdict
 from slotattn_fast.paper.runner import pictures
 from slotattn_fast.paper.small_pictures import copy
-from slotattn_fast.paper.trainings import command, evaluations, is_look_alike
+from slotattn_fast.paper.trainings import command, evaluations, is_look_alike, training_of
+from slotattn_fast.train.tasks import task_of
 
 Spent = Mapping[Path, float | None]
 """Seconds of training, by run; None where they are not known."""
@@ -52,8 +54,9 @@ _SAYS: dict[Scale, str] = {
 def write_report(names: Iterable[str], out: Path, scale: Scale, data: Path | None = None) -> list[Path]:
     """Of these experiments, from what is in `out`: report.html, report.md, and figures/. Returns the first two."""
     (out / "figures").mkdir(exist_ok=True)
-    every = {name: collect(EXPERIMENTS[name], scale, out, data) for name in names}
-    verdicts = {name: _verdicts(name, found, scale, data) for name, found in every.items()}
+    experiments = {name: _at_scale(EXPERIMENTS[name], scale) for name in names}
+    every = {name: collect(experiment, scale, out, data) for name, experiment in experiments.items()}
+    verdicts = {name: _verdicts(experiments[name], found, scale, data) for name, found in every.items()}
     runs = {run: each.training.config for found in every.values() for each in found for run in each.runs.values()}
     spent = {run: seconds(run, config) for run, config in runs.items()}
     blocks = _beginning(every, verdicts, spent, scale)
@@ -65,12 +68,34 @@ def write_report(names: Iterable[str], out: Path, scale: Scale, data: Path | Non
     return written
 
 
-def _verdicts(name: str, found: Sequence[Found], scale: Scale, data: Path | None) -> list[Verdict]:
+def _at_scale(experiment: Experiment, scale: Scale) -> Experiment:
+    """Where a label leaves T to the scale: the same with it, and with the arms of each task in its order."""
+    if not any("{iters}" in arm.label for arm in experiment.arms):
+        return experiment
+    iters = {arm.label: task_of(training_of(arm, scale).config).model_config().iters for arm in experiment.arms}
+
+    def label(of: str) -> str:
+        return of.format(iters=iters[of])
+
+    def named(point: Point) -> Point:
+        return replace(point, arm=label(point.arm))
+
+    arms = sorted(experiment.arms, key=lambda arm: (arm.base, iters[arm.label]))
+    return replace(
+        experiment,
+        arms=tuple(replace(arm, label=label(arm.label)) for arm in arms),
+        claims=tuple(
+            replace(claim, better=named(claim.better), worse=named(claim.worse)) for claim in experiment.claims
+        ),
+    )
+
+
+def _verdicts(experiment: Experiment, found: Sequence[Found], scale: Scale, data: Path | None) -> list[Verdict]:
     """Of what was run. Of a few steps nothing follows."""
     if scale == "smoke":
         return []
     run = {each.arm.label for each in found if each.runs}
-    claims = (claim for claim in EXPERIMENTS[name].claims if {claim.better.arm, claim.worse.arm} <= run)
+    claims = (claim for claim in experiment.claims if {claim.better.arm, claim.worse.arm} <= run)
     return [verdict(claim, found, data) for claim in claims]
 
 
@@ -139,7 +164,9 @@ def _experiment(name: str, found: Sequence[Found], verdicts: Sequence[Verdict], 
     match experiment.form:
         case "scores":
             blocks += score_tables(experiment, found)
-            panels = score_bars(found)
+            bars = score_bars(found)
+            # A panel of one arm compares nothing.
+            panels = [panel for panel in bars if isinstance(panel, Bars) and len(panel.arms) > 1] or bars
         case "iterations":
             blocks.append(iteration_table(found))
             panels = iteration_curves(found)

@@ -23,19 +23,21 @@ def write_contact_sheet(data: str, path: Path, max_objects: int | None = None) -
     labelled = has_labels(data)
     names = ["images", "labels"] if labelled else ["images"]
     split = open_split(data, "train", names, max_objects=max_objects)
-    scenes = split.read(np.arange(split.at_most(COLUMNS * ROWS)))
+    number = split.at_most(COLUMNS * ROWS)
+    columns = min(COLUMNS, number)
+    scenes = split.read(np.arange(number))
     images = scenes["images"].numpy()
     tiles = np.broadcast_to(images, (*images.shape[:3], 3))
-    rows = [tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]
+    rows = [tiles[i : i + columns] for i in range(0, number, columns)]
     if labelled:
         colours = np.concatenate([[[NEUTRAL] * 3], PALETTE])
         labels = scenes["labels"].numpy()
         truth = (colours[np.where(labels == 0, 0, (labels - 1) % len(PALETTE) + 1)] * 255).round().astype(np.uint8)
-        rows = [row for i, above in enumerate(rows) for row in (above, truth[i * COLUMNS : (i + 1) * COLUMNS])]
+        rows = [row for i, above in enumerate(rows) for row in (above, truth[i * columns : (i + 1) * columns])]
 
     scale = max(1, round(TILE / images.shape[1]))
     height, width = (side * scale + GAP for side in images.shape[1:3])
-    page = np.full((len(rows) * height + GAP, COLUMNS * width + GAP, 3), 255, np.uint8)
+    page = np.full((len(rows) * height + GAP, columns * width + GAP, 3), 255, np.uint8)
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
             top, left = GAP + r * height, GAP + c * width

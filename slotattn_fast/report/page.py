@@ -8,8 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-# Okabe and Ito's palette for colour-blind readers, without its black, then Paul Tol's "muted" for more slots.
-_HEX = "0072B2 E69F00 009E73 CC79A7 56B4E9 D55E00 F0E442 332288 999933 882255 44AA99"
+# Okabe and Ito's palette for colour-blind readers, without its black, then for more slots three of Paul Tol's "muted",
+# and a brown: the others of "muted" are too close to what is there.
+_HEX = "0072B2 E69F00 009E73 CC79A7 56B4E9 D55E00 F0E442 332288 999933 882255 663300"
 PALETTE = np.array([[int(h[i : i + 2], 16) / 255 for i in (0, 2, 4)] for h in _HEX.split()])
 NEUTRAL = 0.93
 """Grey of what no slot claims, out of 1."""

@@ -140,9 +140,11 @@ def _missed(true: Properties, found: _Found) -> list[Line]:
 
 
 def _said(predicted: Properties, k: int, true: Properties, found: _Found) -> list[Line]:
-    sure = Line(f"confidence {100 * predicted.real[k]:.0f} %")
+    percent = 100 * predicted.real[k]
     if predicted.real[k] < SURE:
-        return [Line(sure.text, _PALE), Line("no object", _PALE)]
+        # 49.9 % is told as 49, as 50 is an object.
+        return [Line(f"confidence {min(percent, 100 * SURE - 1):.0f} %", _PALE), Line("no object", _PALE)]
+    sure = Line(f"confidence {percent:.0f} %")
     words = _words(predicted, k)
     x, y, _ = predicted.coords[k]
     place = Line(f"x {x:z.1f}  y {y:z.1f}")
