@@ -225,7 +225,7 @@ def update_backward(
         d_sums: out [B, h, K, D_in + 1].
         rows: out; the rows of iteration t, and those of the query of iteration t + 1.
     """
-    _check_contiguous(query_partials, d_carry, new_slots, slots, sums, slot_mask, d_slots, d_sums, *rows)
+    _check_contiguous(query_partials, d_carry, new_slots, slots, sums, slot_mask, d_slots, d_sums)
     (B, K, D), D_in, hidden = slots.shape, sums.shape[-1] - 1, _hidden_width(w)
     P = 1 if query_partials is None else query_partials.shape[0]
     c = update_config(D, D_in, hidden, P, WARP_SIZE, precision(dtype))
@@ -261,7 +261,7 @@ def first_query_backward(
         d_slots: out [B, K, D], of any floating type.
         rows: out; the rows of the first query.
     """
-    _check_contiguous(query_partials, d_carry, slots, d_slots, *rows)
+    _check_contiguous(query_partials, d_carry, slots, d_slots)
     (B, K, D), D_in = slots.shape, query_partials.shape[-1] - 1
     P = query_partials.shape[0]
     c = update_config(D, D_in, 1, P, WARP_SIZE, precision(dtype))
@@ -281,7 +281,6 @@ def weight_gradients(rows: Rows, w: Weights, dtype: torch.dtype) -> Weights:
 
     They are views of one tensor.
     """
-    _check_contiguous(*rows)
     (T, R, D), (HE, width_v), H = rows.slots_normed.shape, w.value.shape, _hidden_width(w)
     C = rows.column_sums.shape[-1]
     products = [(D, HE), (HE, width_v)]
@@ -340,7 +339,7 @@ def _grid(num_rows: int, c: UpdateConfig) -> tuple[int]:
 
 
 def _check_contiguous(*tensors: Tensor | None) -> None:
-    """The kernels know no strides but those of `d_new`."""
+    """The kernels know no strides but those of `d_new`. Rows are contiguous, as `new_rows` makes them."""
     if not all(x is None or x.is_contiguous() for x in tensors):
         raise ValueError("the slot update's kernels take contiguous tensors")
 

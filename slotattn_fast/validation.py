@@ -208,6 +208,8 @@ def _check_params(params: Mapping[str, Tensor], D: int, D_in: int, heads: int) -
             raise ValueError(f"params[{name!r}] must have shape {shape} ({widths}), got {list(param.shape)}")
     names = set(params)
     for together in TOGETHER:
+        if together <= names:  # which is quick
+            continue
         missing = together - names - OPTIONAL
         if missing and together & names:
             needed = ", ".join(sorted(missing))
