@@ -68,6 +68,7 @@ def main() -> None:
         options.add_argument("--commit", help="of this copy of the repository; default: ask git")
         if stage != "train":
             options.add_argument("--only", metavar="PART", help="this part of the stage alone")
+    options = stages.choices["train"]
     options.add_argument("preset", choices=PRESETS)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--steps", type=int, help="of the whole run (default: the archive's, or the paper's)")

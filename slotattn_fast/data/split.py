@@ -110,7 +110,9 @@ def _kept(
                     kept[key] = _room(values, count)
                 kept[key][torch.from_numpy(new).to(values.device)] = values
             there[new] = True
-        return {key: values[torch.from_numpy(indices).to(values.device)] for key, values in kept.items()}
+        (device,) = {values.device for values in kept.values()}
+        chosen = torch.from_numpy(indices).to(device)  # once: on a GPU the copy waits
+        return {key: values[chosen] for key, values in kept.items()}
 
     return read_again
 

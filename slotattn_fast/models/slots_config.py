@@ -56,7 +56,7 @@ class SlotsConfig:
     hidden_dim: int = 128
     """Hidden units of Slot Attention's MLP."""
     backend: BackendName = "auto"
-    """Of Slot Attention; see `slotattn_fast.explain_backend`."""
+    """Of Slot Attention and of the auto-encoder's loss; see `slotattn_fast.explain_backend`."""
     grouping: Grouping = "slot-attention"
     """"slot-mlp": the paper's baseline (Appendix E.5), which takes none of Slot Attention's ablations and to which
     `iters`, `implicit`, `hidden_dim` and `backend` are nothing."""
