@@ -106,13 +106,14 @@ def _eval(command: Eval) -> None:
         for run in runs:
             setting = command.setting(iters)
             result = evaluate(run, setting, command.device)
-            print(evaluation_line(str(run), result), flush=True)
+            name = command.pretrained or str(run)
+            print(evaluation_line(name, result), flush=True)
             if command.pretrained is None:
                 try:
                     keep(result, run, setting)
                 except OSError as error:  # as of a run that is another's
                     print(f"slotattn: {error}; the evaluation is not kept", file=sys.stderr)
-            results[str(run)] = result
+            results[name] = result
         predicted = {name: result for name, result in results.items() if "ap" in result}
         for name, result in predicted.items():
             if result["ap_by_objects"]:
