@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 _TEMPORARY = ".{}.{}.tmp"
-"""Of a file's name and a process."""
+"""Of a file's name, and of who writes it: containers that share a disk may have processes of one number."""
 
 
 @contextmanager
@@ -16,17 +17,20 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
     The file and then its folder are flushed to the disk, so that a crash, a full disk or a power cut leaves the old
     file whole. An exception in the block removes the temporary file and leaves `path` alone. Of processes that write
-    the same file at once the last one has it.
+    the same file at once the last one has it. An OSError of the temporary file names `path`.
     """
-    temporary = path.with_name(_TEMPORARY.format(path.name, os.getpid()))
+    temporary = path.with_name(_TEMPORARY.format(path.name, f"{os.getpid()}-{uuid4().hex[:8]}"))
     try:
         with naming(path), temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # of a folder in which nothing can be written, hence nothing was
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
 

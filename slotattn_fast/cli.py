@@ -4,6 +4,7 @@ Only what parses the arguments is imported here, so that `slotattn --help` takes
 """
 
 import contextlib
+import errno
 import io
 import os
 import shlex
@@ -13,19 +14,55 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-try:
-    from tyro.extras import SubcommandApp
-except ModuleNotFoundError as missing:
-    sys.exit(f"slotattn: {missing}; the command line needs `pip install 'slotattn-fast[train]'`")
-
 import slotattn_fast
-from slotattn_fast.cli_data import DATA_COMMANDS, DataCommand, Generate, Prepare, run_data
-from slotattn_fast.cli_errors import UsageError, one_line
-from slotattn_fast.cli_eval import Eval, Show, run_trained
-from slotattn_fast.cli_paper import Paper, run_paper
-from slotattn_fast.cli_train import Resume, Train, TrainDiscovery, TrainProperty
+from slotattn_fast.cli_errors import UsageError, one_line, options, unknown_options
 from slotattn_fast.data.errors import DataError
 from slotattn_fast.train.errors import RunError
+
+
+def _answered(arguments: list[str]) -> bool:
+    """Answers what takes no options, which the parser need not be there for."""
+    if arguments == ["--version"]:
+        print(f"slotattn-fast {slotattn_fast.__version__}", flush=True)
+    elif arguments == ["info"]:
+        _print_info()
+    else:
+        return False
+    return True
+
+
+def _print_info() -> None:
+    import torch
+
+    from slotattn_fast.train.environment import environment, resolve_device
+
+    device = resolve_device("auto")
+    backend = slotattn_fast.explain_backend(torch.empty(1, 1, 1, device=device))
+    values = {**environment(device), "backend": f"{backend.name}: {backend.reason}"}
+    for name, value in values.items():
+        if value is not None:  # what is not there, as a wheel's commit
+            print(f"{name:16} {value}")
+
+
+def _fail(message: object, code: int) -> int:
+    """One line on stderr, whatever the message holds."""
+    print("slotattn:", " ".join(str(message).split()), file=sys.stderr)
+    return code
+
+
+try:
+    from tyro.extras import SubcommandApp
+
+    from slotattn_fast.cli_data import DATA_COMMANDS, DataCommand, Generate, Prepare, ShowData, run_data
+    from slotattn_fast.cli_eval import Eval, Show, run_trained
+    from slotattn_fast.cli_paper import Paper, run_paper
+    from slotattn_fast.cli_train import Resume, Train, TrainDiscovery, TrainProperty
+except KeyboardInterrupt:  # to import these is most of what `slotattn --help` takes
+    sys.exit(_fail("interrupted", 130))
+except ModuleNotFoundError as missing:
+    if _answered(sys.argv[1:]):
+        sys.exit()
+    sys.exit(_fail(f"{missing}; the command line needs `pip install 'slotattn-fast[train]'`", 1))
 
 DESCRIPTION = "Slot Attention: train it, measure it, look at it. `slotattn --version` prints the version."
 
@@ -37,8 +74,10 @@ class Info:
 
 _CLOSED_PIPE = 141
 """128 and SIGPIPE, which not every system has."""
+_NO_PLACE = {errno.EACCES, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+"""What is wrong with a path itself, so that another one mends it."""
 _TRAIN = {"discovery": TrainDiscovery, "property": TrainProperty, "resume": Resume}
-_OTHERS = {"eval": Eval, "show": Show, "paper": Paper, "info": Info}
+_COMMANDS = {"train": _TRAIN, "data": DATA_COMMANDS, "eval": Eval, "show": Show, "paper": Paper, "info": Info}
 Command = TrainDiscovery | TrainProperty | Resume | Eval | Show | Paper | Info | DataCommand
 
 
@@ -50,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     command: Command | None = None
     try:
-        if arguments == ["--version"]:
-            print(f"slotattn-fast {slotattn_fast.__version__}", flush=True)
+        if _answered(arguments):
+            print(end="", flush=True)
             return 0
         command = _parse(arguments)
         code = _run(command)
@@ -65,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _fail(f"{error}; the same command goes on", _CLOSED_PIPE) if _goes_on(command) else _CLOSED_PIPE
     except OSError as error:
+        if error.errno in _NO_PLACE and error.filename and _written(command, Path(error.filename)):
+            return _fail(f"{error}; choose another --out", 1)
         return _fail(f"{error}{'; when that is mended the same command goes on' * _goes_on(command)}", 1)
     except (RunError, DataError) as error:
         return _fail(error, 1)
@@ -75,8 +116,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _goes_on(command: Command | None) -> bool:
-    """Whether the command, given again, goes on with what it has begun."""
-    return isinstance(command, Prepare | Generate) or (isinstance(command, Paper) and command.scale is not None)
+    """Whether the command, given again, goes on with what it has begun and kept."""
+    match command:
+        case Prepare() | Generate():
+            return _partial(command).exists()
+        case Paper(report_only=False, scale=str() as scale):
+            return (command.out or Path(f"paper-{scale}")).exists()
+    return False
+
+
+def _written(command: Command | None, path: Path) -> bool:
+    """Whether this is where the command writes what --out says, or a folder of that."""
+    match command:
+        case Show(out=None):
+            return path.suffix == ".png"
+        case Prepare() | Generate():
+            places = [command.out, _partial(command)]
+        case ShowData(out=out) | Show(out=Path() as out):
+            places = [out]
+        case _:
+            return False
+    return any(path.is_relative_to(place) or place.is_relative_to(path) for place in places)
+
+
+def _partial(command: Prepare | Generate) -> Path:
+    """The folder that `slotattn_fast.data.prepare` keeps what is done in."""
+    return Path(f"{command.out}.partial")
 
 
 def _run(command: Command) -> int:
@@ -155,18 +220,6 @@ def _train(run: Path, **given: Any) -> int:
     return 0
 
 
-def _print_info() -> None:
-    import torch
-
-    from slotattn_fast.train.environment import environment, resolve_device
-
-    device = resolve_device("auto")
-    backend = slotattn_fast.explain_backend(torch.empty(1, 1, 1, device=device))
-    values = {**environment(device), "backend": f"{backend.name}: {backend.reason}"}
-    for name, value in values.items():
-        print(f"{name:16} {value}")
-
-
 def _told(error: MemoryError | RuntimeError, out_of_memory: str) -> str:
     """What a user is told of it. Raises it if it is neither of the machine's memory nor of a backend that was named."""
     from slotattn_fast.functional import BackendUnavailable
@@ -179,18 +232,11 @@ def _told(error: MemoryError | RuntimeError, out_of_memory: str) -> str:
     return f"{out_of_memory} ({next(iter(str(error).strip().splitlines()), type(error).__name__)})"
 
 
-def _fail(message: object, code: int) -> int:
-    """One line on stderr, whatever the message holds."""
-    print("slotattn:", " ".join(str(message).split()), file=sys.stderr)
-    return code
-
-
 def _parse(arguments: list[str]) -> Command:
     train, data = _app(_TRAIN), _app(DATA_COMMANDS)
     train.__doc__ = "Train a model."
     data.__doc__ = "Prepare, draw and look at data sets."
-    groups = {"train": train, "data": data}
-    app = _app({**groups, **_OTHERS})
+    app = _app({**_COMMANDS, "train": train, "data": data})
     boxes = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxes):
@@ -198,7 +244,22 @@ def _parse(arguments: list[str]) -> Command:
     except SystemExit as end:
         if not end.code:
             raise
-        raise UsageError(one_line(boxes.getvalue(), arguments, {*groups, *_TRAIN, *DATA_COMMANDS, *_OTHERS})) from None
+    given = _named(arguments)
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+        app.cli(prog="slotattn", args=[*given, "--help"])
+    message = unknown_options(arguments, options(told.getvalue())) or one_line(boxes.getvalue())
+    raise UsageError(f"{message}; see `{' '.join(['slotattn', *given])} --help`")
+
+
+def _named(arguments: list[str]) -> list[str]:
+    """The command that the arguments begin with, or as much as there is of one."""
+    commands: Any = _COMMANDS
+    for number, word in enumerate(arguments):
+        if not isinstance(commands, dict) or word not in commands:
+            return arguments[:number]
+        commands = commands[word]
+    return arguments
 
 
 def _app(commands: Mapping[str, Any]) -> SubcommandApp:

@@ -124,7 +124,6 @@ def _describe(name: str) -> str:
         raise ValueError(f"name: got {name!r}, expected one of {', '.join(CATALOGUE)}")
     about = CATALOGUE[name]
     lines = {
-        name: about.what,
         "scenes": f"{about.scenes} published, of which {about.train} to train on and {about.eval} to evaluate",
         "size": f"{about.megabytes:.0f} MB prepared",
         "licence": about.licence,
@@ -132,4 +131,4 @@ def _describe(name: str) -> str:
         "prepare": f"slotattn data prepare {name} --source PATH --out DIR",
         "look-alike": f"slotattn data generate {name} --out DIR" if about.generated else "none",
     }
-    return "\n".join(f"{key:12} {value}" if key != name else f"{name}: {value}" for key, value in lines.items())
+    return "\n".join([f"{name}: {about.what}", *(f"{key:12} {value}" for key, value in lines.items())])

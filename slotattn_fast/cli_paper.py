@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -74,11 +74,19 @@ def run_paper(command: Paper) -> int:
         raise UsageError(f"only: got {', '.join(map(repr, others))}, expected some of {', '.join(BASES)}")
     names = [name for name in EXPERIMENTS if name in command.experiments or not command.experiments]
     if command.scale is None:
-        if command != Paper(command.experiments):
-            raise UsageError("scale: got none; without it the experiments are listed, and nothing else")
+        if given := _given(command, "only", "seeds", "out", "data", "device", "report_only"):
+            raise UsageError(
+                f"scale: got none, which lists the experiments and takes no {given}; add --scale, or leave that out"
+            )
         print("\n".join(_listed(names)))
         return 0
     return _run(command, names, command.scale)
+
+
+def _given(command: Paper, *names: str) -> str:
+    """Those of these options that are not as they are by default."""
+    given = [field.name for field in fields(command) if getattr(command, field.name) != field.default]
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names if name in given)
 
 
 def _unknown(name: str) -> str:
@@ -97,7 +105,7 @@ def _listed(names: list[str]) -> list[str]:
         experiment = EXPERIMENTS[name]
         steps = [job.training.config.steps for job in jobs([name], "paper", 1)]
         count = len(steps)
-        trained = f"{count} training{'s' * (count != 1)} of {', '.join(f'{n:,}' for n in sorted(set(steps)))} steps"
+        trained = f"{count} training{'s' * (count != 1)} of {' or '.join(f'{n:,}' for n in sorted(set(steps)))} steps"
         lines.append(f"{name:{width}}  {experiment.title} ({experiment.source}): {trained}")
     return [*lines, "Some share trainings. Run them with --scale; see `slotattn paper --help`."]
 
@@ -115,6 +123,8 @@ def _run(command: Paper, names: list[str], scale: Scale) -> int:
         raise UsageError(f"data: got {command.data}, which is no folder")
     out = command.out or Path(f"paper-{scale}")
     if command.report_only:
+        if given := _given(command, "only", "seeds", "device"):
+            raise UsageError(f"report_only: the report is of all that is there and takes no {given}; leave that out")
         asked = [name for name in asked_before(out, scale) if name in names]
         print(*write_report(asked, out, scale, command.data), sep="\n")
         return 0

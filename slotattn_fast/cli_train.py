@@ -107,8 +107,8 @@ class Train:
     def folder(self) -> Path:
         """The run folder. Raises ValueError for a name that is not one folder's name."""
         data = Path(self.data or PRESETS[self.task][self.preset].data).name
-        name = self.name or f"{self.task}-{data}-{datetime.now():%Y%m%d-%H%M%S}"
-        if Path(name).name != name or name == "..":
+        name = f"{self.task}-{data}-{datetime.now():%Y%m%d-%H%M%S}" if self.name is None else self.name
+        if Path(name).name != name or name in ("", ".."):
             raise ValueError(f"name: got {name!r}, expected the name of one folder, without separators; see --out")
         return self.out / name
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from child import in_child
 
-from slotattn_fast.atomic import atomic_write
+from slotattn_fast.atomic import atomic_write, remove_half_written, write_text
 
 
 def test_an_exception_leaves_the_old_file_alone(tmp_path: Path) -> None:
@@ -60,6 +60,43 @@ def test_processes_may_write_the_same_file_at_once(tmp_path: Path) -> None:
         file.write(b" longer")
     assert path.read_bytes() == b"new, and longer"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_so_may_containers_whose_processes_have_one_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with atomic_write(path) as file:
+        file.write(b"new")
+        with atomic_write(path) as other:
+            other.write(b"longer")
+            assert len(list(tmp_path.glob(".file.7-*.tmp"))) == 2
+        assert path.read_bytes() == b"longer"
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_was_half_written_is_removed(tmp_path: Path) -> None:
+    def killed() -> None:
+        with atomic_write(tmp_path / "file"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(killed) == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    remove_half_written(tmp_path, "other")
+    assert left.exists()
+    remove_half_written(tmp_path, "f*e")
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(("name", "error"), [("folder", IsADirectoryError), ("file/new", NotADirectoryError)])
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, name: str, error: type[OSError]) -> None:
+    """And not the temporary file beside it."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(error) as raised:
+        write_text(tmp_path / name, "new")
+    assert str(raised.value).endswith(f": '{tmp_path / name}'")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
 def test_all_is_on_the_disk_when_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

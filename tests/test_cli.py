@@ -247,17 +247,18 @@ def test_damaged_folder(run: Path, capsys: pytest.CaptureFixture[str], damage, m
         (["--num-slots", "0"], "num_slots"),
         (["--iters", "-1"], "iters"),
         (["--seed", "-1"], "seed: got -1"),
-        (["--steps", "many"], "--steps"),
-        (["--device", "abacus"], "invalid choice 'abacus' for argument '--device'"),
-        (["--preset", "photos"], "invalid choice 'photos' for argument '--preset'"),
-        (["--preset", "huge"], "invalid choice 'huge' for argument '--preset'"),
-        (["--backend", "magic"], "invalid choice 'magic' for argument '--backend'"),
+        (["--steps", "many"], "steps: got 'many', expected an integer; see `slotattn train discovery --help`"),
+        (["--device", "abacus"], "device: got 'abacus', expected one of auto, cpu, cuda; see"),
+        (["--preset", "photos"], "preset: got 'photos', expected one of clevr6, "),
+        (["--preset", "huge"], "preset: got 'huge', expected one of clevr6, "),
+        (["--backend", "magic"], "backend: got 'magic', expected one of auto, "),
         (["--colour", "red"], "--colour"),
         (["--softmax-over", "inputs"], "aggregation: got 'mean', expected 'sum' with softmax_over='inputs'"),
         (["--decay", "exponential"], "decay_steps: got None, expected an integer of at least 1"),
         (["--decay-steps", "5"], "decay_steps: got 5, expected None with decay='cosine'; leave it out, or take"),
         (["--name", "a/b"], "name: got 'a/b'"),
         (["--name", ".."], "name: got '..'"),
+        (["--name", ""], "name: got '', expected the name of one folder"),
     ],
 )
 def test_bad_option(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
@@ -537,6 +538,54 @@ def test_what_goes_on_says_so_where_the_reader_is_gone(
     told = capsys.readouterr().err
     assert told.endswith(f"{said.format(out=tmp_path)}\n" if said else "")
     assert bool(told) == bool(said)
+
+
+def test_a_picture_that_cannot_lie_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = run / "slots.png"
+    picture.unlink()
+    picture.mkdir()
+    (run / "file").touch()
+    assert cli.main(["show", str(run)]) == 1
+    assert _one_line(capsys) == f"slotattn: [Errno 21] Is a directory: '{picture}'; choose another --out"
+    assert cli.main(["show", str(run), "--out", str(run / "file" / "new")]) == 1
+    assert _one_line(capsys) == f"slotattn: [Errno 20] Not a directory: '{run / 'file' / 'new'}'; choose another --out"
+
+
+PARSER = {
+    "missing": "raise ModuleNotFoundError('no parser here')",
+    "stopped": "import os, signal; os.kill(os.getpid(), signal.SIGINT)",
+}
+
+
+@pytest.mark.parametrize(
+    ("parser", "arguments", "code", "out", "error"),
+    [
+        ("missing", "--version", 0, f"slotattn-fast {slotattn_fast.__version__}", ""),
+        ("missing", "info", 0, "slotattn_fast ", ""),
+        ("missing", "--help", 1, "", "slotattn: no parser here; the command line needs `pip install 'slotattn-fast["),
+        ("stopped", "--help", 130, "", "slotattn: interrupted\n"),
+    ],
+)
+def test_without_the_parser(tmp_path: Path, parser: str, arguments: str, code: int, out: str, error: str) -> None:
+    """Whether it is not installed, or Ctrl-C comes while it is imported."""
+    (tmp_path / "tyro.py").write_text(PARSER[parser])
+    command = [sys.executable, "-m", "slotattn_fast.cli", arguments]
+    ended = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == code
+    assert ended.stdout.startswith(out)
+    assert ended.stderr.startswith(error)
+    assert bool(ended.stdout) == bool(out)
+    assert ended.stderr.count("\n") == bool(error)
+
+
+def test_info_leaves_out_what_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("slotattn_fast.train.environment._commit", lambda: None)
+    assert cli.main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert "commit" not in shown
+    assert "None" not in shown
 
 
 def test_version_and_info(capsys: pytest.CaptureFixture[str]) -> None:

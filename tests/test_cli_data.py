@@ -155,8 +155,8 @@ SOURCE = ["--source", "source", "--out", "new"]
         (["prepare", "tetrominoes", *SOURCE, "--eval", "-1"], "eval: got -1, expected at least 1"),
         (["generate", "tetrominoes", "--out", "new", "--seed", "-1"], "seed: got -1, expected at least 0"),
         (["generate", "tetrominoes", "--out", "new", "--train", "0"], "train: got 0, expected at least 1"),
-        (["prepare", "tetrominoes", *SOURCE, "--train", "many"], r".*--train"),
-        (["prepare", "tetrominoes", *SOURCE, "--train", "1.5"], r".*--train"),
+        (["prepare", "tetrominoes", *SOURCE, "--train", "many"], "train: got 'many', expected an integer; see"),
+        (["prepare", "tetrominoes", *SOURCE, "--train", "1.5"], "train: got '1.5', expected an integer; see"),
         (["prepare", "tetrominoes", *SOURCE, "--max-objects", "6"], r".*--max-objects"),
         (["prepare", "tetrominoes", "--out", "new"], r".*--source"),
         (["prepare", "tetrominoes", "--source", "source"], r".*--out"),
@@ -188,19 +188,22 @@ def test_wrong_usage(made, tmp_path, capfd, monkeypatch, arguments, message):
         (["prepare", "tetrominoes", "--source", "source", "--out", "source"], "source: exists already and is not ov"),
         (["prepare", "tetrominoes", "--source", "source", "--out", "."], ".: exists already and is not overwritten"),
         (["generate", "tetrominoes", "--out", "prepared"], "prepared: exists already and is not overwritten; remove"),
-        (["generate", "tetrominoes", "--out", "source/new"], "[Errno 20] Not a directory: 'source/new.partial'"),
+        (
+            ["generate", "tetrominoes", "--out", "source/new"],
+            "[Errno 20] Not a directory: 'source/new.partial'; choose another --out",
+        ),
         (["generate", "tetrominoes", "--out", "x" * 255], "[Errno 36] File name too long: "),
         (["generate", "tetrominoes", "--out", "new", "--max-objects", "3"], "max_objects: got 3 for tetrominoes; only"),
         (["generate", "clevr", "--out", "new", "--max-objects", "0"], "max_objects: got 0, expected 3 to 10 for clevr"),
         (["check", "absent"], "absent: no such folder; `slotattn data prepare` or"),
         (["check", "source"], "source: not a folder; `slotattn data prepare` or"),
-        (["check", "."], ".: has no manifest.json, so `slotattn data prepare` did not make or not finish it"),
+        (["check", "."], ".: has no manifest.json, so `slotattn data prepare` or `generate` did not make it, "),
         (["show", "absent"], "data: got 'absent', which is neither a prepared folder nor one of clevr, "),
         (["show", "objects-room"], "data: got 'objects-room', which is neither a prepared folder nor one of clevr"),
         (["show", "prepared", "--max-objects", "1"], "prepared: no scene of at most 1 objects in its train split"),
         (["show", "prepared", "--max-objects", "-1"], "prepared: no scene of at most -1 objects in its train split"),
-        (["show", "prepared", "--out", "source/s.png"], "[Errno 17] File exists: 'source'"),
-        (["show", "prepared", "--out", "prepared"], "[Errno 21] Is a directory: "),
+        (["show", "prepared", "--out", "source/s.png"], "[Errno 17] File exists: 'source'; choose another --out"),
+        (["show", "prepared", "--out", "prepared"], "[Errno 21] Is a directory: 'prepared'; choose another --out"),
     ],
 )
 def test_what_fails(made, tmp_path, capfd, monkeypatch, arguments, message):
@@ -265,5 +268,6 @@ def test_without_permission(made, tmp_path, arguments, closed, capfd, monkeypatc
         os.chmod(tmp_path / closed, 0o755)
     assert "Permission denied" in message
     assert "damaged" not in message
+    assert message.endswith("; choose another --out") == (closed == "shut")
     assert closed in message
     assert os.listdir(tmp_path / "shut") == os.listdir(tmp_path / "open") == []

@@ -56,7 +56,7 @@ def paper(*words: str) -> int:
 
 def smoke(out: Path, *words: str) -> int:
     """Of Tetrominoes alone."""
-    only = () if "--only" in words else ("--only", "tetrominoes")
+    only = () if {"--only", "--report-only"} & {*words} else ("--only", "tetrominoes")
     return paper(*words, "--scale", "smoke", "--out", str(out), *only)
 
 
@@ -65,7 +65,7 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(EXPERIMENTS) + 1
     (line,) = (line for line in lines if line.startswith("figure-7 "))
-    assert line.endswith("Value aggregation (Figure 7, Appendix B): 6 trainings of 150,000, 500,000 steps")
+    assert line.endswith("Value aggregation (Figure 7, Appendix B): 6 trainings of 150,000 or 500,000 steps")
 
 
 def test_unknown_experiments_get_the_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,8 +158,23 @@ def test_a_run_that_fails_leaves_the_others(
 
 
 def test_options_without_a_scale_are_not_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
-    assert paper("figure-7", "--report-only") == 2
-    assert "scale: got none" in capsys.readouterr().err
+    assert paper("figure-7", "--only", "clevr6", "--report-only") == 2
+    assert capsys.readouterr().err == (
+        "slotattn: scale: got none, which lists the experiments and takes no --only, --report-only; add --scale, or "
+        "leave that out\n"
+    )
+
+
+@pytest.mark.parametrize("words", [("--seeds", "2"), ("--only", "tetrominoes"), ("--device", "cpu")])
+def test_the_report_takes_no_options_of_trainings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    runner.open_folder(tmp_path, "smoke", EXPERIMENTS)
+    assert smoke(tmp_path, "--report-only", *words) == 2
+    assert capsys.readouterr().err == (
+        f"slotattn: report_only: the report is of all that is there and takes no {words[0]}; leave that out\n"
+    )
+    assert not (tmp_path / "report.md").exists()
 
 
 def test_folders_that_are_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

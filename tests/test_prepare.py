@@ -1,5 +1,6 @@
 """The arrays of prepared folders, against what the files were written from."""
 
+import io
 import json
 import os
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from test_clevr import SCENES, expected
 from test_multi_object import FILES, WRITTEN_BY_TENSORFLOW, draw, on_disk, published
 from test_resize import bilinear, nearest
 from tfrecord_writer import frame, gzip_member, scene
+from tqdm import tqdm
 
 import slotattn_fast
 from slotattn_fast.data import prepare as module
@@ -113,13 +115,28 @@ def test_the_rooms_walls_are_background(tmp_path):
     assert "num_objects" not in made.splits["train"]
 
 
-def test_clevr6_has_as_many_evaluation_scenes_as_clevr10(tmp_path):
+@pytest.fixture
+def bars(monkeypatch):
+    """The progress that is shown, each with the total that it begins with."""
+    shown = []
+
+    def bar(total, **about):
+        shown.append((tqdm(total=total, **{**about, "file": io.StringIO(), "delay": 0}), total))
+        return shown[-1][0]
+
+    monkeypatch.setattr(module, "tqdm", bar)
+    return shown
+
+
+def test_clevr6_has_as_many_evaluation_scenes_as_clevr10(tmp_path, bars):
     """The first two of at most 6 objects after the training split, and all that lie between them."""
     objects = [10, 3, 9, 7, 6, 10, 5, 4]
     scenes = [draw_objects("clevr_with_masks_train", seed, n) for seed, n in enumerate(objects)]
     write(tmp_path / "source", "clevr_with_masks_train", scenes)
     made = prepare("clevr-with-masks", tmp_path / "source", tmp_path / "out", train=3, held_out=2)
     assert made.manifest["scenes"] == {"train": 3, "eval": 4}
+    ((bar, _),) = bars
+    assert (bar.n, bar.total) == (7, 7)
     assert_split(made.splits["train"], "clevr-with-masks", scenes[:3])
     assert_split(made.splits["eval"], "clevr-with-masks", scenes[3:7])
 
@@ -217,7 +234,7 @@ def test_generated_folders_hold_what_training_would_draw(tmp_path, name, max_obj
 
 
 @pytest.mark.parametrize("max_objects", [None, 6])
-def test_generated_clevr6_has_as_many_evaluation_scenes_as_clevr10(tmp_path, max_objects):
+def test_generated_clevr6_has_as_many_evaluation_scenes_as_clevr10(tmp_path, max_objects, bars):
     made = generate("clevr-with-masks", tmp_path / "out", train=1, held_out=3, max_objects=max_objects)
     count = made.splits["eval"]["num_objects"]
     drawn = sampler("clevr-with-masks", max_objects, size=1)(HELD_OUT_SEED, FIRST_HELD_OUT + np.arange(len(count)))
@@ -227,6 +244,9 @@ def test_generated_clevr6_has_as_many_evaluation_scenes_as_clevr10(tmp_path, max
     assert (len(count) > 3) == (max_objects is None)
     assert open_split(str(tmp_path / "out"), "eval", ["images"], max_objects=6).count == 3
     assert made.manifest["asked"] == {"train": 1, "eval": 3}
+    ((bar, total),) = bars
+    assert bar.n == bar.total == total == 1 + len(count)
+    assert " scenes/s]" in str(bar)
 
 
 def test_the_manifest(tmp_path):

@@ -353,15 +353,36 @@ def test_a_full_disk(source, tmp_path, limit):
         assert code == 1
         (line,) = lines
         where = "progress.json" if limit == 200 else "train/images.npy"
+        kept = limit != 3_000  # where no scene was noted
         assert line == (
-            f"slotattn: [Errno 27] File too large: '{tmp_path / 'out.partial' / where}'; "
-            "when that is mended the same command goes on"
+            f"slotattn: [Errno 27] File too large: '{tmp_path / 'out.partial' / where}'"
+            + "; when that is mended the same command goes on" * kept
         )
         assert not out.exists()
-        assert (tmp_path / "out.partial").exists() == (limit != 3_000)  # where no scene was noted
+        assert (tmp_path / "out.partial").exists() == kept
         assert cli.main(arguments) == 0
     from_file(source, tmp_path / "uncut")
     assert contents(out) == contents(tmp_path / "uncut")
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_stop_says_what_is_kept_and_waits_for_few_scenes(tmp_path, monkeypatch, capsys, kept):
+    drawn = []
+
+    def stops(name, max_objects):
+        def sample(seed, scenes):
+            drawn.append(len(scenes))
+            if scenes[0] == (100 * 8 if kept else 0):
+                raise KeyboardInterrupt
+            return {"images": np.zeros((len(scenes), 2, 2, 3), np.uint8)}
+
+        return sample
+
+    monkeypatch.setattr(module, "sampler", stops)
+    assert cli.main(["data", "generate", "clevr", "--out", str(tmp_path / "out")]) == 130
+    assert set(drawn) == {8}
+    assert capsys.readouterr().err == f"slotattn: interrupted{'; the same command goes on' * kept}\n"
+    assert (tmp_path / "out.partial").exists() == kept
 
 
 RUNNER = """

@@ -85,7 +85,8 @@ def test_no_folder(tmp_path, do):
 def test_no_manifest(folder, do):
     (folder / "manifest.json").unlink()
     assert problem(do, folder) == (
-        f"{folder}: has no manifest.json, so `slotattn data prepare` did not make or not finish it"
+        f"{folder}: has no manifest.json, so `slotattn data prepare` or `generate` did not make it, or not finish it; "
+        "give that command again"
     )
 
 

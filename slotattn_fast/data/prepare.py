@@ -46,7 +46,7 @@ CLEVR6 = 6
 OBJECTS_ROOM_BACKGROUND = 4
 
 _SECONDS_BETWEEN_NOTES = 5.0
-_GENERATED_AT_ONCE = 64
+_GENERATED_AT_ONCE, _CLEVR_AT_ONCE = 64, 8
 _PROGRESS, _LOCK = "progress.json", "lock"
 _TOLD = {
     "name": "data set",
@@ -89,7 +89,8 @@ def prepare(name: str, source: Path, out: Path, *, train: int | None = None, hel
         "changed": stat.st_mtime,
     }
     pieces = _clevr if name == "clevr" else _multi_object
-    return _make(out, name, {"file": about}, counts, lambda start: pieces(name, source, counts, start))
+    make = partial(pieces, name, source, counts)
+    return _make(out, name, {"file": about}, counts, sum(counts.values()), make)
 
 
 def generate(
@@ -113,9 +114,11 @@ def generate(
         raise ValueError(f"seed: got {seed}, expected at least 0")
     about = {"generator": {"seed": seed, "max_objects": max_objects}}
     rows = counts
+    # A stop waits for what is being drawn: well under a second of CLEVR too.
+    at_once = _CLEVR_AT_ONCE if name.startswith("clevr") else _GENERATED_AT_ONCE
     if name == "clevr-with-masks":
         rows = {**counts, "eval": _until_clevr6(counts["eval"], MAX_OBJECTS if max_objects is None else max_objects)}
-    return _make(out, name, about, counts, lambda start: _generated(sample, seed, rows, start))
+    return _make(out, name, about, counts, sum(rows.values()), partial(_generated, sample, seed, rows, at_once))
 
 
 def _counts(name: str, train: int | None, held_out: int | None) -> dict[str, int]:
@@ -131,9 +134,17 @@ def _counts(name: str, train: int | None, held_out: int | None) -> dict[str, int
 
 
 def _make(
-    out: Path, name: str, source: dict[str, Any], counts: dict[str, int], pieces: Callable[[int], Iterator[_Piece]]
+    out: Path,
+    name: str,
+    source: dict[str, Any],
+    counts: dict[str, int],
+    total: int,
+    pieces: Callable[[int], Iterator[_Piece]],
 ) -> Prepared:
-    """Writes the pieces that `pieces` gives, from the piece of a number on, and makes `out` of them."""
+    """Writes the pieces that `pieces` gives, from the piece of a number on, and makes `out` of them.
+
+    They are of `total` scenes, or of more where only the source says how many it takes for `counts`.
+    """
     exists = DataError(f"{out}: exists already and is not overwritten; remove it, or choose another --out")
     if os.path.lexists(out):
         raise exists
@@ -146,7 +157,7 @@ def _make(
             raise exists
         progress = _begin(unfinished, about)
         try:
-            _write(unfinished, progress, sum(counts.values()), pieces)
+            _write(unfinished, progress, total, pieces)
         except BaseException as error:
             if not progress.noted or isinstance(error, _TooFewScenes):  # nothing to go on with
                 shutil.rmtree(unfinished)
@@ -169,7 +180,7 @@ def _write(unfinished: Path, progress: "_Progress", total: int, pieces: Callable
             tqdm(
                 total=total,
                 initial=sum(progress.rows.values()),
-                unit="scene",
+                unit=" scenes",
                 dynamic_ncols=True,
                 mininterval=0.1 if sys.stderr.isatty() else 15,
                 delay=1,  # what fails at once says why in one line
@@ -186,6 +197,7 @@ def _write(unfinished: Path, progress: "_Progress", total: int, pieces: Callable
                 files[key].write(piece.row, values)
             progress.done += 1
             progress.rows[piece.split] += piece.length
+            bar.total = max(bar.total, bar.n + piece.length)
             bar.update(piece.length)
             if time.monotonic() - noted > _SECONDS_BETWEEN_NOTES:
                 _note(unfinished, progress, files)
@@ -363,13 +375,13 @@ def _multi_object_arrays(name: str, scene: Arrays) -> Arrays:
 
 
 def _generated(
-    sample: Callable[[int, NDArray[np.int64]], Arrays], seed: int, counts: dict[str, int], start: int
+    sample: Callable[[int, NDArray[np.int64]], Arrays], seed: int, counts: dict[str, int], at_once: int, start: int
 ) -> Iterator[_Piece]:
     number = 0
     for split in SPLITS:
         of_seed, first = seed_and_first(split, seed)
-        for row in range(0, counts[split], _GENERATED_AT_ONCE):
-            scenes = first + np.arange(row, min(row + _GENERATED_AT_ONCE, counts[split]))
+        for row in range(0, counts[split], at_once):
+            scenes = first + np.arange(row, min(row + at_once, counts[split]))
             if number >= start:
                 yield _Piece(split, row, len(scenes), partial(_as_numpy, sample, of_seed, scenes))
             number += 1

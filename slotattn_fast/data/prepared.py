@@ -104,7 +104,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise DataError(
-            f"{path}: has no {MANIFEST}, so `slotattn data prepare` did not make or not finish it"
+            f"{path}: has no {MANIFEST}, so `slotattn data prepare` or `generate` did not make it, or not finish it; "
+            "give that command again"
         ) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path / MANIFEST}: damaged ({error}); {_REMEDY}") from error
