@@ -16,6 +16,7 @@ from typing import Any
 
 import slotattn_fast
 from slotattn_fast.cli_errors import UsageError, one_line, options, unknown_options
+from slotattn_fast.data.catalogue import partial_folder
 from slotattn_fast.data.errors import DataError
 from slotattn_fast.train.errors import RunError
 
@@ -119,7 +120,7 @@ def _goes_on(command: Command | None) -> bool:
     """Whether the command, given again, goes on with what it has begun and kept."""
     match command:
         case Prepare() | Generate():
-            return _partial(command).exists()
+            return partial_folder(command.out).exists()
         case Paper(report_only=False, scale=str() as scale):
             return (command.out or Path(f"paper-{scale}")).exists()
     return False
@@ -131,17 +132,12 @@ def _written(command: Command | None, path: Path) -> bool:
         case Show(out=None):
             return path.suffix == ".png"
         case Prepare() | Generate():
-            places = [command.out, _partial(command)]
+            places = [command.out, partial_folder(command.out)]
         case ShowData(out=out) | Show(out=Path() as out):
             places = [out]
         case _:
             return False
     return any(path.is_relative_to(place) or place.is_relative_to(path) for place in places)
-
-
-def _partial(command: Prepare | Generate) -> Path:
-    """The folder that `slotattn_fast.data.prepare` keeps what is done in."""
-    return Path(f"{command.out}.partial")
 
 
 def _run(command: Command) -> int:

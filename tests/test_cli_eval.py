@@ -67,6 +67,15 @@ def test_pictures_of_other_settings_leave_the_runs_own(run: Path, capsys: pytest
     assert {Path(line) for line in capsys.readouterr().out.split()} == set(before)
 
 
+def test_a_folder_that_was_there_stays_where_nothing_can_be_drawn(run: Path, tmp_path: Path) -> None:
+    there, made = tmp_path / "there", tmp_path / "made"
+    there.mkdir()
+    for out in (there, made):
+        assert cli.main(["show", str(run), "--num-slots", "0", "--out", str(out)]) == 2
+    assert there.is_dir()
+    assert not made.exists()
+
+
 def test_an_evaluation_that_cannot_be_kept_is_told(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,3 +118,8 @@ def require_one_meaning(data: str) -> None:
 def prepared_folder(data: str) -> Path | None:
     """The folder that `data`, a name of GENERATED or a path, leads to; None for a name, and where there is none."""
     return Path(data) if data and data not in GENERATED and Path(data).is_dir() else None
+
+
+def partial_folder(out: Path) -> Path:
+    """Where what there is of a folder that is being made is kept, until it is whole."""
+    return out.parent / f"{out.name}.partial"

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import slotattn_fast
 from slotattn_fast.atomic import remove_half_written, sync_folder, write_text
-from slotattn_fast.data.catalogue import CATALOGUE, MANIFEST
+from slotattn_fast.data.catalogue import CATALOGUE, MANIFEST, partial_folder
 from slotattn_fast.data.clevr import ClevrScene, decode, read_clevr
 from slotattn_fast.data.clevr_published import CROP_LEFT, CROP_SIZE, CROP_TOP, MAX_OBJECTS, MIN_OBJECTS
 from slotattn_fast.data.errors import DataError
@@ -149,7 +149,7 @@ def _make(
     if os.path.lexists(out):
         raise exists
     about = {"name": name, "slotattn_fast": slotattn_fast.__version__, "source": source, "asked": counts}
-    unfinished = out.with_name(f"{out.name}.partial")
+    unfinished = partial_folder(out)
     unfinished.mkdir(parents=True, exist_ok=True)
     in_use = DataError(f"{unfinished}: another process is writing to it; wait for that, or choose another --out")
     with locked(unfinished / _LOCK, in_use):

@@ -56,12 +56,15 @@ def show(run: Path, setting: Setting, device: str | None = None, out: Path | Non
     """
     model, config = load(run, device, setting)
     folder = out or (run if setting == DEFAULT else run / f"show{setting.suffix()}")
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         return task_of(config).draw_all(model, folder, setting)
-    finally:
-        with suppress(OSError):  # of pictures in it
-            folder.rmdir()
+    except BaseException:
+        if made:
+            with suppress(OSError):  # of a picture in it
+                folder.rmdir()
+        raise
 
 
 def train_loss(run: Path, steps: int) -> float | None:
